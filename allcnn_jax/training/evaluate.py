@@ -138,12 +138,13 @@ def restore(workdir: epath.PathLike, step: int | None = None) -> Trained:
   """
   config = read_config(workdir)
   fitted = preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(workdir))
-  recipe = parts.recipe(config, len(fitted.classes), fitted.examples)
-  image = parts.image(config)
+  num_classes, image = len(fitted.classes), parts.image(config)
+  recipe = parts.recipe(config, num_classes, fitted.examples)
   like = jax.eval_shape(lambda: step_lib.init(recipe, image[2]))
   state = checkpoints.Checkpoints(workdir).restore(like, step)
+  net = parts.network(config, num_classes)
   return Trained(
-    config, recipe.net, state.variables, fitted.preprocessor, image, fitted.classes, int(state.step)
+    config, net, state.variables, fitted.preprocessor, image, fitted.classes, int(state.step)
   )
 
 

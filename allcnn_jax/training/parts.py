@@ -5,7 +5,7 @@ import ml_collections
 from etils import epath
 
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.nets import architectures, model
+from allcnn_jax.nets import architectures, convolution, model
 from allcnn_jax.training import learning_rules, optimizer, sharding
 from allcnn_jax.training import step as step_lib
 
@@ -53,7 +53,7 @@ def recipe(config: ml_collections.ConfigDict, num_classes: int, examples: int) -
   """What a run's step is compiled from, for `examples` training images."""
   steps_per_epoch = examples // config.train.batch_size
   return step_lib.Recipe(
-    network(config, num_classes),
+    network(config, num_classes).clone(conv=convolution.Conv),
     optimizer.create(config.optimizer, steps_per_epoch),
     config.dataset.augment,
     image(config)[:2],
