@@ -67,6 +67,15 @@ def visualize(values: flags.FlagValues) -> int:
   return 0
 
 
+def benchmark(values: flags.FlagValues) -> int:
+  """--config=FILE [--output=FILE] [--profile=DIR]"""
+  from allcnn_jax.analysis import benchmark as benchmark_lib
+
+  found = benchmark_lib.benchmark(_config(values), values.output, values.profile)
+  print(benchmark_lib.text(found))
+  return 0
+
+
 class Verb(NamedTuple):
   """What the launcher knows of a verb: its call, the configs that it takes, its own flags."""
 
@@ -80,6 +89,7 @@ VERBS = {
   "evaluate": Verb(evaluate, (), ("step", "split", "dataset")),
   "visualize": Verb(visualize, (), ("figure", "layer", "channels", "input", "step", "split")),
   "describe": Verb(describe, ("config", "config2")),
+  "benchmark": Verb(benchmark, ("config",), ("output", "profile")),
 }
 
 
@@ -182,8 +192,16 @@ def run(words: Sequence[str]) -> int:
   return verb.call(values)
 
 
+def _keep_compiled() -> None:
+  """What JAX compiles is kept for the next start, in the user's cache folder."""
+  cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "allcnn_jax"))
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
 def main() -> None:
   """Runs what stands on the command line and exits with its status."""
+  _keep_compiled()
   try:
     status = run(sys.argv[1:])
   except (UsageError, flags.Error) as error:

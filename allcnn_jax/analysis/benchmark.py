@@ -1,0 +1,231 @@
+"""How fast a config's training step is, against what the machine can do.
+
+The very step that training runs, on random images that lie on the device: one step a call on a
+CPU, many on an accelerator.
+"""
+
+import contextlib
+import json
+import math
+import os
+import pathlib
+import statistics
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from etils import epath
+
+from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import records, roofline
+from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import evaluate, parts, sharding
+from allcnn_jax.training import step as step_lib
+
+# Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
+_EXAMPLES, _BYTES = 50_000, 2 << 30
+# Steps in a round on an accelerator, rounds to warm up with, and the least to measure: rounds and
+# seconds.
+_STEPS, _WARM, _ROUNDS, _SECONDS = 100, 3, 10, 10.0
+_CACHE_HIT = "/jax/compilation_cache/cache_hits"
+
+
+class Rounds:
+  """A config's step, compiled, with its state and random images for data.
+
+  Attributes:
+    recipe: what the step was compiled from.
+    image: height, width and channels of the network's input.
+    steps: how many a round has.
+    compile_seconds: what compiling took.
+    from_cache: whether it was found compiled.
+    memory: the compiled program's, bytes by kind.
+  """
+
+  def __init__(self, config: ml_collections.ConfigDict):
+    """Compiles, and does the first round.
+
+    Raises:
+      UsageError: the config cannot be run here.
+    """
+    config_lib.check(config)
+    sharding.check_batch_size(config.train.batch_size)
+    num_classes = datasets.num_classes(config.dataset.name, config.dataset.data_dir)
+    self.image = parts.image(config)
+    self.recipe = recipe = parts.recipe(config, num_classes, _EXAMPLES)
+    self.data = data = _random_images(config, self.image, num_classes)
+    order = step_lib.epoch_order(recipe.seed, 0, len(data.labels))
+    start = jax.jit(step_lib.init, static_argnums=(0, 1))
+    self.state, self._totals = start(recipe, self.image[2]), step_lib.Totals.zero()
+
+    whole = len(data.labels) // recipe.batch_size
+    self.steps = 1 if jax.default_backend() == "cpu" else min(_STEPS, whole)
+    step, self._inputs = step_lib.train_step, (data, order)
+    if self.steps > 1:
+      step, self._inputs = step_lib.train_steps, (data, order, jnp.int32(self.steps))
+
+    events: list[str] = []
+
+    def note(event: str, **_: Any) -> None:
+      events.append(event)
+
+    jax.monitoring.register_event_listener(note)
+    began = time.perf_counter()
+    self._step = step.lower(recipe, self.state, self._totals, *self._inputs).compile()
+    self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
+    jax.monitoring.unregister_event_listener(note)
+    sizes = self._step.memory_analysis()
+    self.memory = {
+      "arguments": sizes.argument_size_in_bytes,
+      "temporaries": sizes.temp_size_in_bytes,
+      "program": sizes.generated_code_size_in_bytes,
+    }
+    self.seconds()
+
+  def seconds(self) -> float:
+    """How long one more round takes."""
+    start = time.perf_counter()
+    self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
+    jax.block_until_ready(self._totals)
+    return time.perf_counter() - start
+
+  def evaluation(self) -> float:
+    """Images a second of an evaluation as training does it."""
+    batch = self.recipe.batch_size
+    n = batch if jax.default_backend() == "cpu" else min(10_000, len(self.data.labels))
+    images = step_lib.Images(self.data.images[:n], self.data.labels[:n])
+    inputs = (self.recipe.net, self.recipe.size, self.state.variables, *images)
+    return n / roofline.best(lambda: evaluate.evaluate(*inputs, batch_size=batch), calls=3)
+
+
+def benchmark(
+  config: ml_collections.ConfigDict,
+  output: epath.PathLike | None = None,
+  profile: epath.PathLike | None = None,
+) -> dict[str, Any]:
+  """Measures a config's training step, its layers and its evaluation.
+
+  Args:
+    config: complete.
+    output: a JSON file to write.
+    profile: a folder for a trace of the first rounds, to be opened with TensorBoard or Perfetto.
+
+  Returns:
+    What is written to `output`: times in seconds, rates a second, sizes in bytes.
+    `first_step_seconds` counts from the start of the process.
+
+  Raises:
+    UsageError: the config cannot be run here, or `output` cannot be written.
+  """
+  if output is not None and not epath.Path(output).parent.is_dir():
+    raise UsageError(f"--output={output}: there is no such folder.")
+  run = Rounds(config)
+  first = _since_start()
+  with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
+    for _ in range(_WARM):  # the caches and clocks are warm from here on
+      run.seconds()
+  seconds: list[float] = []
+  while len(seconds) < _ROUNDS or sum(seconds) < _SECONDS:
+    seconds.append(run.seconds())
+  peak = _peak_memory()
+
+  recipe = run.recipe
+  rates = sorted(run.steps * recipe.batch_size / s for s in seconds)
+  median = statistics.median(rates)
+  limits = roofline.ceilings(recipe.net.dtype)
+  layers = roofline.layers(recipe, run.image[2], limits)
+  flops = sum(row.flops for row in layers) / recipe.batch_size
+  found = {
+    "network": config.model.name,
+    "width": config.model.width,
+    "rule": config.rule.name,
+    "augment": config.dataset.augment,
+    "batch_size": recipe.batch_size,
+    "dtype": config.train.dtype,
+    **records.machine(),
+    "images_per_second": {
+      "median": median,
+      "quartiles": [rates[len(rates) // 4], rates[-1 - len(rates) // 4]],
+      "rounds": len(rates),
+      "steps_a_round": run.steps,
+    },
+    "step_seconds": recipe.batch_size / median,
+    "flops_per_image": flops,
+    "flops": flops * median,
+    "matrix_flops": limits.flops,
+    "fraction_of_matrix_flops": flops * median / limits.flops / jax.device_count(),
+    "memory_bandwidth": limits.bytes,
+    "peak_memory": peak,
+    "program_memory": run.memory,
+    "compile_seconds": run.compile_seconds,
+    "compiled_from_cache": run.from_cache,
+    "first_step_seconds": first,
+    "evaluation_images_per_second": run.evaluation(),
+    "layers": [row._asdict() for row in layers],
+  }
+  if output is not None:
+    epath.Path(output).write_text(json.dumps(found, indent=2) + "\n")
+  return found
+
+
+def _random_images(
+  config: ml_collections.ConfigDict, image: tuple[int, int, int], num_classes: int
+) -> step_lib.Images:
+  size = augmentation.stored_size(config.dataset.augment, image)
+  n = max(config.train.batch_size, min(_EXAMPLES, _BYTES // (4 * math.prod(size))))
+
+  def draw(key):
+    labels = jax.random.randint(key, (n,), 0, num_classes)
+    return step_lib.Images(jax.random.normal(key, (n, *size)), labels)
+
+  place = sharding.replicated(sharding.mesh())
+  return jax.jit(draw, out_shardings=place)(jax.random.key(0))
+
+
+def _peak_memory() -> int | None:
+  """The most that was in use on a device at once; None where it does not tell (a CPU)."""
+  return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+
+
+def _since_start() -> float | None:
+  """Seconds since the process was started; None where the system does not tell."""
+  status, up = pathlib.Path("/proc/self/stat"), pathlib.Path("/proc/uptime")
+  if not status.exists():
+    return None
+  ticks = int(status.read_text().rpartition(")")[2].split()[19])
+  return float(up.read_text().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+
+
+def text(found: dict[str, Any]) -> str:
+  """The result as a person reads it."""
+  rate = found["images_per_second"]
+  low, high = rate["quartiles"]
+  peak, memory = found["peak_memory"], sum(found["program_memory"].values())
+  cache = " (from the cache)" if found["compiled_from_cache"] else ""
+  first = found["first_step_seconds"]
+  lines = [
+    f"{found['network']}, batch {found['batch_size']}, {found['dtype']}, on {found['hardware']['device']} x {found['hardware']['devices']}",
+    f"  images/s    {rate['median']:.1f}   quartiles {low:.1f} to {high:.1f}, {rate['rounds']} rounds of {rate['steps_a_round']}",
+    f"  arithmetic  {found['flops'] / 1e9:.1f} GFLOP/s, {100 * found['fraction_of_matrix_flops']:.1f} % of the {found['matrix_flops'] / 1e9:.0f} of a large matrix product here",
+    f"  memory      {memory / 2**20:.0f} MiB of program and data"
+    + (f", at most {peak / 2**20:.0f} MiB in use" if peak else ""),
+    f"  compile     {found['compile_seconds']:.1f} s{cache}"
+    + (f"; first step done {first:.1f} s after the start" if first else ""),
+    f"  evaluation  {found['evaluation_images_per_second']:.0f} images/s",
+    "",
+    f"  {'layer':10} {'GFLOP':>9} {'MiB':>9} {'bound ms':>9} {'ms':>9} {'of bound':>9} {'of step':>8}",
+  ]
+  step = found["step_seconds"]
+  for row in found["layers"]:
+    lines.append(
+      f"  {row['name']:10} {row['flops'] / 1e9:9.2f} {row['bytes'] / 2**20:9.1f} {1e3 * row['bound']:9.2f} {1e3 * row['seconds']:9.2f} {100 * row['bound'] / row['seconds']:7.0f} % {100 * row['seconds'] / step:6.0f} %"
+    )
+  bound, taken = (sum(r[k] for r in found["layers"]) for k in ("bound", "seconds"))
+  lines += [
+    f"  {'together':10} {'':9} {'':9} {1e3 * bound:9.2f} {1e3 * taken:9.2f}",
+    f"  {'a step':10} {'':9} {'':9} {'':9} {1e3 * step:9.2f}",
+  ]
+  return "\n".join(lines)

@@ -1,0 +1,81 @@
+"""This project's training step against PyTorch's, in turn on the same machine.
+
+  python -m benchmarks.compare --python=VENV/bin/python
+
+`VENV` is an environment with PyTorch and NumPy, which this project itself does not need. The two
+programs take turns, round by round; the ratio is the median over rounds of (images a second here /
+images a second there), so that whatever else the machine does falls on both.
+"""
+
+import argparse
+import json
+import pathlib
+import statistics
+import subprocess
+import time
+
+import jax
+
+from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import benchmark, records
+from configs import cifar10
+
+PEER = pathlib.Path(__file__).with_name("torch_peer.py")
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--python", required=True, help="an interpreter that has PyTorch")
+  parser.add_argument("--network", default="all_cnn_c")
+  parser.add_argument("--width", type=float, default=1.0)
+  parser.add_argument("--batch_size", type=int, default=128)
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
+  parser.add_argument("--rounds", type=int, default=12)
+  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  flags = parser.parse_args()
+
+  config = config_lib.complete(
+    cifar10.get_config(flags.network + (",augment" if flags.augment else ""))
+  )
+  config.model.width, config.train.dtype = flags.width, flags.dtype
+  config.train.batch_size = flags.batch_size
+  ours = benchmark.Rounds(config)
+
+  words = [flags.python, str(PEER), f"--steps={ours.steps}"]
+  words += [f"--{k}={getattr(flags, k)}" for k in ("network", "width", "batch_size", "dtype")]
+  words += ["--augment"] if flags.augment else []
+  pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+  with subprocess.Popen(words, text=True, bufsize=1, **pipes) as peer:
+    about = json.loads(peer.stdout.readline())
+    print(f"{jax.default_backend()}: jax {jax.__version__} against {about}", flush=True)
+    here, there = [], []
+    for _ in range(flags.rounds):
+      here.append(ours.steps * flags.batch_size / ours.seconds())
+      peer.stdin.write("\n")
+      there.append(json.loads(peer.stdout.readline()))
+      print(
+        f"  {here[-1]:10.1f} {there[-1]:10.1f} images/s   x {here[-1] / there[-1]:.2f}", flush=True
+      )
+    peer.stdin.close()
+
+  ratios = sorted(a / b for a, b in zip(here, there))
+  quartiles = [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]]
+  ratio = statistics.median(ratios)
+  print(f"x {ratio:.3f} of PyTorch's images a second ({quartiles[0]:.3f} to {quartiles[1]:.3f})")
+  if flags.output:
+    asked = {k: v for k, v in vars(flags).items() if k not in ("python", "output")}
+    values = {
+      **asked,
+      **records.machine(),
+      "peer": about,
+      "images_per_second": {"here": here, "there": there},
+      "ratio": ratio,
+      "quartiles": quartiles,
+      "date": time.strftime("%Y-%m-%d"),
+    }
+    flags.output.write_text(json.dumps(values, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,132 @@
+"""The same training step in PyTorch, as fast as PyTorch makes it.
+
+  python benchmarks/torch_peer.py --network=all_cnn_c --augment
+
+The layers are read from this project's table, which needs no JAX. On a GPU: channels_last,
+bfloat16 autocast, `torch.compile` with max-autotune (CUDA graphs), the data on the device. On a
+CPU: channels_last, with and without `torch.compile`, whichever is faster. Prints one line of JSON
+for each line that comes in on stdin, so that two programs can take turns; see compare.py.
+"""
+
+import argparse
+import json
+import pathlib
+import sys
+import time
+
+import torch
+from torch import nn
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+from allcnn_jax.nets import architectures
+
+IMAGES = 12_800
+
+
+def network(name, width, dropout):
+  """The table as a PyTorch module."""
+  resolved = architectures.resolve(name, 10, width=width, dropout=dropout)
+  channels, layers = resolved.image[2], []
+  for layer in resolved.table:
+    match layer:
+      case architectures.Conv(kernel, features, stride, (before, after), relu) if before == after:
+        layers.append(nn.Conv2d(channels, features, kernel, stride, before))
+        layers += [nn.ReLU(inplace=True)] if relu else []
+        channels = features
+      case architectures.Dropout(rate=rate):
+        layers += [nn.Dropout(rate)] if rate else []
+      case architectures.GlobalAverage():
+        layers += [nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+      case _:
+        raise SystemExit(f"torch_peer: {name} has a layer that this peer does not know: {layer}")
+  return nn.Sequential(*layers)
+
+
+def shift_flip(images, pixels=5):
+  """Moves each image by up to `pixels` and mirrors half of them; zeros come in from outside."""
+  n, _, h, w = images.shape
+  padded = nn.functional.pad(images, (pixels,) * 4)
+  top, left = torch.randint(0, 2 * pixels + 1, (2, n, 1), device=images.device)
+  rows = top + torch.arange(h, device=images.device)
+  columns = left + torch.arange(w, device=images.device)
+  mirrored = torch.rand(n, 1, device=images.device) < 0.5
+  columns = torch.where(mirrored, columns.flip(1), columns)
+  each = torch.arange(n, device=images.device)[:, None, None]
+  cut = padded.permute(0, 2, 3, 1)[each, rows[:, :, None], columns[:, None]]
+  return cut.permute(0, 3, 1, 2)
+
+
+class Training:
+  """A network, its optimizer and its data; `step` does one step."""
+
+  def __init__(self, flags, compiled):
+    self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    self.flags, on = flags, {"device": self.device}
+    self.net = network(flags.network, flags.width, (0.2, 0.5)).to(
+      memory_format=torch.channels_last, **on
+    )
+    rate = torch.tensor(0.05) if self.device.type == "cuda" else 0.05
+    self.optimizer = torch.optim.SGD(
+      self.net.parameters(), lr=rate, momentum=0.9, weight_decay=0.001, fused=True
+    )
+    images = torch.randn(IMAGES, 3, 32, 32, **on)
+    self.images = images.to(memory_format=torch.channels_last)
+    self.labels = torch.randint(0, 10, (IMAGES,), **on)
+    mode = "max-autotune" if self.device.type == "cuda" else "default"
+    self.loss = torch.compile(self._loss, mode=mode) if compiled else self._loss
+    self.position = IMAGES
+
+  def _loss(self, images, labels):
+    if self.flags.augment:
+      images = shift_flip(images)
+    dtype = getattr(torch, self.flags.dtype)
+    with torch.autocast(self.device.type, dtype, enabled=dtype != torch.float32):
+      logits = self.net(images)
+    return nn.functional.cross_entropy(logits.float(), labels)
+
+  def step(self):
+    """One step on the next batch of a random order."""
+    if self.position + self.flags.batch_size > IMAGES:
+      self.order, self.position = torch.randperm(IMAGES, device=self.device), 0
+    rows = self.order[self.position : self.position + self.flags.batch_size]
+    self.position += self.flags.batch_size
+    self.loss(self.images[rows], self.labels[rows]).backward()
+    nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+    self.optimizer.step()
+    self.optimizer.zero_grad(set_to_none=True)
+
+  def rate(self, steps):
+    """Images a second over so many steps."""
+    start = time.perf_counter()
+    for _ in range(steps):
+      self.step()
+    if self.device.type == "cuda":
+      torch.cuda.synchronize()
+    return steps * self.flags.batch_size / (time.perf_counter() - start)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--network", default="all_cnn_c")
+  parser.add_argument("--width", type=float, default=1.0)
+  parser.add_argument("--batch_size", type=int, default=128)
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
+  parser.add_argument("--steps", type=int, default=1, help="in a round")
+  flags = parser.parse_args()
+  torch.backends.cudnn.benchmark = True
+
+  ways = {compiled: Training(flags, compiled) for compiled in (False, True)}
+  rates = {}
+  for compiled, training in ways.items():
+    training.rate(3)  # compiles, chooses kernels, warms up
+    rates[compiled] = training.rate(max(3, flags.steps))
+  best = max(rates, key=rates.get)
+  about = {"torch": torch.__version__, "compiled": best, "threads": torch.get_num_threads()}
+  print(json.dumps(about), flush=True)
+  for _ in sys.stdin:
+    print(json.dumps(ways[best].rate(flags.steps)), flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,44 @@
+"""The benchmark against what is known without it."""
+
+import json
+
+import pytest
+
+import launch
+from allcnn_jax.analysis import benchmark, describe, roofline
+from allcnn_jax.errors import UsageError
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch):
+  monkeypatch.setattr(benchmark, "_ROUNDS", 3)
+  monkeypatch.setattr(benchmark, "_SECONDS", 0.0)
+  monkeypatch.setattr(benchmark, "_EXAMPLES", 64)
+  monkeypatch.setattr(roofline, "ceilings", lambda dtype: roofline.Ceilings(2e9, 1e9))
+
+
+def test_it_says_what_is_measured_and_writes_it(tiny, tmp_path):
+  found = benchmark.benchmark(tiny, tmp_path / "b.json", tmp_path / "trace")
+  assert json.loads((tmp_path / "b.json").read_text()) == found
+  assert found["flops_per_image"] == 6 * sum(r.multiply_adds for r in describe.rows(tiny))
+  low, high = found["images_per_second"]["quartiles"]
+  assert 0 < low <= found["images_per_second"]["median"] <= high
+  fraction = found["flops_per_image"] * found["images_per_second"]["median"] / 2e9
+  assert found["fraction_of_matrix_flops"] == pytest.approx(fraction)
+  assert list((tmp_path / "trace").rglob("*.xplane.pb"))
+  text = benchmark.text(found)
+  assert all(row["name"] in text for row in found["layers"])
+
+
+def test_a_round_trains(tiny):
+  run = benchmark.Rounds(tiny)
+  before = int(run.state.step)
+  run.seconds()
+  assert int(run.state.step) == before + run.steps
+
+
+def test_wrong_use(tiny, tmp_path):
+  with pytest.raises(UsageError, match="no such folder"):
+    benchmark.benchmark(tiny, tmp_path / "none" / "b.json")
+  with pytest.raises(UsageError, match=r"train\.dtype"):
+    launch.run(["benchmark", "--config=configs/quickstart.py", "--config.train.dtype=float8"])
