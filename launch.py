@@ -76,6 +76,17 @@ def benchmark(values: flags.FlagValues) -> int:
   return 0
 
 
+def compile(values: flags.FlagValues) -> int:
+  """--config=FILE --topology=v5e:2x4 [--output=FILE]"""
+  from allcnn_jax.analysis import compile as compile_lib
+
+  compiled = compile_lib.compile(_config(values), values.topology or "")
+  if values.output:
+    compile_lib.write(compiled, values.output)
+  print(compile_lib.report(compiled))
+  return 0 if compiled.fits else 1
+
+
 class Verb(NamedTuple):
   """What the launcher knows of a verb: its call, the configs that it takes, its own flags."""
 
@@ -90,6 +101,7 @@ VERBS = {
   "visualize": Verb(visualize, (), ("figure", "layer", "channels", "input", "step", "split")),
   "describe": Verb(describe, ("config", "config2")),
   "benchmark": Verb(benchmark, ("config",), ("output", "profile")),
+  "compile": Verb(compile, ("config",), ("topology", "output")),
 }
 
 

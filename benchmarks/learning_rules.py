@@ -31,7 +31,7 @@ def prepare(name, rule, batch_size):
   recipe = parts.recipe(config, 10, batch_size)
   image = parts.image(config)
   images = jax.random.normal(jax.random.key(0), (batch_size, *image))
-  data = step_lib.Images(images, jnp.arange(batch_size, dtype=jnp.int32) % 10)
+  data = step_lib.Stored.of(images, jnp.arange(batch_size, dtype=jnp.int32) % 10)
   order, carry = jnp.arange(batch_size), [step_lib.init(recipe, image[2]), step_lib.Totals.zero()]
 
   def step():
@@ -39,7 +39,7 @@ def prepare(name, rule, batch_size):
     jax.block_until_ready(carry[1])
 
   def measure():
-    jax.block_until_ready(measurements.measure(recipe, carry[0].variables, data))
+    jax.block_until_ready(measurements.measure(recipe, carry[0].variables, data.take(slice(None))))
 
   return step, measure
 

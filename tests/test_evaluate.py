@@ -8,6 +8,7 @@ import pytest
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
 from allcnn_jax.training import evaluate
+from allcnn_jax.training import step as step_lib
 
 
 @pytest.fixture
@@ -25,7 +26,9 @@ def case(key):
 @pytest.mark.parametrize("batch_size", [1, 4, 7, 22, 23, 64])
 def test_every_image_counts_once_at_any_batch_size(case, batch_size):
   net, variables, images, labels, loss, error = case
-  scores = evaluate.evaluate(net, (32, 32), variables, images, labels, batch_size)
+  scores = evaluate.evaluate(
+    net, (32, 32), variables, step_lib.Stored.of(images, labels), batch_size
+  )
   assert scores.examples == 23
   np.testing.assert_allclose(scores.error, error)
   np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
@@ -34,7 +37,7 @@ def test_every_image_counts_once_at_any_batch_size(case, batch_size):
 def test_larger_images_are_cut_to_their_centre(case):
   net, variables, images, labels, loss, _ = case
   padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), constant_values=9)
-  scores = evaluate.evaluate(net, (32, 32), variables, padded, labels, 8)
+  scores = evaluate.evaluate(net, (32, 32), variables, step_lib.Stored.of(padded, labels), 8)
   np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
 
 

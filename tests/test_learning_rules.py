@@ -153,7 +153,7 @@ def recipe(rule, dtype=jnp.float32):
 def train(recipe, steps):
   """The variables after each step, the start included."""
   images = jax.random.normal(jax.random.key(1), (8, 12, 12, 3))
-  data = step_lib.Images(images, jnp.arange(8, dtype=jnp.int32) % 5)
+  data = step_lib.Stored.of(images, jnp.arange(8, dtype=jnp.int32) % 5)
   state, totals = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3), step_lib.Totals.zero()
   seen = [jax.tree.map(jnp.copy, state.variables)]
   for _ in range(steps):
@@ -211,7 +211,7 @@ def test_many_steps_in_one_call_are_the_same_steps():
   made = recipe(rule)
   expected = train(made, 2)[-1]
   images = jax.random.normal(jax.random.key(1), (8, 12, 12, 3))
-  data = step_lib.Images(images, jnp.arange(8, dtype=jnp.int32) % 5)
+  data = step_lib.Stored.of(images, jnp.arange(8, dtype=jnp.int32) % 5)
   state = jax.jit(step_lib.init, static_argnums=(0, 1))(made, 3)
   state, _ = step_lib.train_steps(
     made, state, step_lib.Totals.zero(), data, jnp.arange(8), jnp.int32(2)

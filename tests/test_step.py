@@ -14,7 +14,7 @@ from allcnn_jax.training import step as step_lib
 @pytest.fixture
 def data(key):
   images = jax.random.normal(key, (20, 32, 32, 3))
-  return step_lib.Images(images, jnp.arange(20, dtype=jnp.int32) % 10)
+  return step_lib.Stored.of(images, jnp.arange(20, dtype=jnp.int32) % 10)
 
 
 @pytest.fixture
@@ -36,8 +36,9 @@ def test_a_step_goes_down_the_gradient_of_the_batch(recipe, data):
   before = jax.tree.map(np.asarray, state.variables["params"])
 
   def loss(params):
-    logits = net.apply({"params": params}, data.images[16:])
-    return -jax.nn.log_softmax(logits)[jnp.arange(4), data.labels[16:]].mean()
+    last = data.take(slice(16, None))
+    logits = net.apply({"params": params}, last.images)
+    return -jax.nn.log_softmax(logits)[jnp.arange(4), last.labels].mean()
 
   slope = jax.grad(loss)(before)
   expected_loss = loss(before)
@@ -67,7 +68,7 @@ def test_an_epoch_sees_each_image_once_and_every_epoch_in_another_order(recipe, 
   assert not jnp.array_equal(*orders)
   seen = [step_lib.batch_at(recipe, data, orders[0], jnp.int32(step)).images for step in range(5)]
   sums = np.sort(np.concatenate(seen).sum((1, 2, 3)))
-  np.testing.assert_allclose(sums, np.sort(np.asarray(data.images).sum((1, 2, 3))), rtol=1e-4)
+  np.testing.assert_allclose(sums, np.sort(np.asarray(data.rows).sum(1)), rtol=1e-4)
 
 
 def test_augmentation_and_dropout_change_with_the_step_alone(recipe, data):
@@ -86,7 +87,7 @@ def test_keys_differ_by_seed_stream_and_index():
 
 
 def test_the_first_step_without_a_finite_loss_is_named(recipe, data):
-  data = data._replace(images=data.images.at[13].set(jnp.nan))
+  data = data.replace(rows=data.rows.at[13].set(jnp.nan))
   recipe = dataclasses.replace(recipe, augment="none")
   state, totals = step_lib.init(recipe, 3), step_lib.Totals.zero()
   for _ in range(5):

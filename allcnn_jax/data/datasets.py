@@ -92,6 +92,39 @@ def num_classes(name: str, data_dir: str = "") -> int:
   return _label(name, _builder(name, data_dir)).num_classes
 
 
+class Sizes(NamedTuple):
+  """How many images there are to train on and to test with, and of how many classes."""
+
+  train: int
+  test: int
+  classes: int
+
+
+# Sets that need not be here to be counted. ImageNet is tested on its validation images.
+_SIZES = {
+  "cifar10": Sizes(50_000, 10_000, 10),
+  "cifar100": Sizes(50_000, 10_000, 100),
+  "mnist": Sizes(60_000, 10_000, 10),
+  "imagenet2012": Sizes(1_281_167, 50_000, 1000),
+}
+
+
+def sizes(name: str, data_dir: str = "") -> Sizes:
+  """The sizes of a set; of the papers' ones without looking at any file.
+
+  Raises:
+    UsageError: it is another set of TFDS, and not prepared.
+  """
+  if name in _SIZES:
+    return _SIZES[name]
+  if name == "digits" or name.startswith("npz:"):
+    train, test = (_read(name, split, data_dir) for split in ("train", "test"))
+    return Sizes(len(train.labels), len(test.labels), len(train.classes))
+  builder = _prepared(name, data_dir)
+  counts = (builder.info.splits[split].num_examples for split in ("train", "test"))
+  return Sizes(*counts, _label(name, builder).num_classes)
+
+
 def _label(name: str, builder: Any) -> Any:
   """The set's class label."""
   features = dict(builder.info.features)

@@ -5,17 +5,16 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, PyTree
+from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import checkpoints, parts
+from allcnn_jax.training import checkpoints, parts, sharding
 from allcnn_jax.training import step as step_lib
 
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
@@ -35,8 +34,7 @@ def evaluate(
   net: model.ConvNet,
   size: tuple[int, int],
   variables: PyTree,
-  images: Float[np.ndarray | jax.Array, "n h w c"],
-  labels: Int[np.ndarray | jax.Array, " n"],
+  data: step_lib.Stored,
   batch_size: int,
 ) -> Scores:
   """The network's scores on all the images; `batch_size` need not divide their number.
@@ -45,18 +43,18 @@ def evaluate(
     net: the network.
     size: height and width of its input; larger images are cut to their centre.
     variables: its parameters.
-    images: preprocessed.
-    labels: the classes.
+    data: preprocessed images and their classes.
     batch_size: images at a time. The last batch is filled up and the filling masked.
   """
-  n, loss, wrong, counted = len(labels), 0.0, 0, 0
+  n, loss, wrong, counted = len(data.labels), 0.0, 0, 0
+  batch_size = sharding.round_up(batch_size)
   sums = []
   for start in range(0, n, batch_size):
     rows = np.arange(start, start + batch_size)
     mask = rows < n
     rows = np.minimum(rows, n - 1)
-    batch = step_lib.Images(jnp.asarray(images[rows]), jnp.asarray(labels[rows]))
-    sums.append(step_lib.eval_step(net, size, variables, batch, jnp.asarray(mask)))
+    batch, weighed = sharding.spread((data.take(rows), mask))
+    sums.append(step_lib.eval_step(net, size, variables, batch, weighed))
     counted += int(mask.sum())
   for batch_loss, batch_wrong in sums:
     loss, wrong = loss + float(batch_loss), wrong + int(batch_wrong)
@@ -180,8 +178,7 @@ def from_workdir(
     trained.net,
     trained.image[:2],
     trained.variables,
-    trained.preprocessor.apply(data.images),
-    data.labels,
+    step_lib.Stored.of(trained.preprocessor.apply(data.images), data.labels),
     min(trained.config.train.batch_size, len(data.labels)),
   )
   values = summary(

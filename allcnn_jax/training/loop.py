@@ -71,16 +71,15 @@ class _Run:
     self.recipe = parts.recipe(config, self.num_classes, self.examples)
 
     self.checkpoints = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-    start = jax.jit(step_lib.init, static_argnums=(0, 1))
+    replicated = sharding.replicated(sharding.mesh())
+    start = jax.jit(step_lib.init, static_argnums=(0, 1), out_shardings=replicated)
     channels = parts.image(config)[2]
     if self.checkpoints.steps():
       self.state = self.checkpoints.restore(jax.eval_shape(lambda: start(self.recipe, channels)))
       if self.step > self.total:
         raise UsageError(f"{workdir} is at step {self.step}, beyond the {self.total} asked for.")
     else:
-      replicated = sharding.replicated(sharding.mesh())
-      given = _given(config, self.recipe, channels)
-      self.state = jax.device_put(start(self.recipe, channels, given), replicated)
+      self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
     _make_workdir(config, workdir)
     preprocessor = self._preprocessor(train_images)
@@ -100,9 +99,9 @@ class _Run:
 
   def _on_device(
     self, preprocessor: preprocessing.Preprocessor, data: datasets.Dataset
-  ) -> step_lib.Images:
-    arrays = step_lib.Images(preprocessor.apply(data.images), data.labels)
-    return jax.device_put(arrays, sharding.replicated(sharding.mesh()))
+  ) -> step_lib.Stored:
+    arrays = step_lib.Stored.of(preprocessor.apply(data.images), data.labels)
+    return sharding.replicate(arrays)
 
   def go(self) -> Outcome:
     """Runs to the end, or until asked to stop."""
@@ -191,8 +190,8 @@ class _Run:
       self.recipe.net,
       self.recipe.size,
       self.state.variables,
-      *self.eval_images,
-      batch_size=min(self.config.train.batch_size, len(self.eval_images.labels)),
+      self.eval_images,
+      min(self.config.train.batch_size, len(self.eval_images.labels)),
     )
     report.evaluation(step, self.split, scores.loss, scores.error)
     return scores
@@ -200,8 +199,8 @@ class _Run:
   def _measure(self, report: Reporter, step: int) -> None:
     """Measures how errors align, on the same images each time: the first ones, unaugmented."""
     n = self.config.train.batch_size
-    images = augmentation.center(self.train_images.images[:n], self.recipe.size)
-    batch = step_lib.Images(images, self.train_images.labels[:n])
+    batch = self.train_images.take(slice(n))
+    batch = batch._replace(images=augmentation.center(batch.images, self.recipe.size))
     values = measurements.measure(self.recipe, self.state.variables, batch)
     report.alignment(step, {name: float(value) for name, value in values.items()})
 

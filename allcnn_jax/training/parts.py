@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
+from jax.sharding import Mesh
 
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.nets import architectures, convolution, model
@@ -49,8 +50,10 @@ def rule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> learning_ru
   )
 
 
-def recipe(config: ml_collections.ConfigDict, num_classes: int, examples: int) -> step_lib.Recipe:
-  """What a run's step is compiled from, for `examples` training images."""
+def recipe(
+  config: ml_collections.ConfigDict, num_classes: int, examples: int, mesh: Mesh | None = None
+) -> step_lib.Recipe:
+  """What a run's step is compiled from, for `examples` training images, on all devices or a mesh."""
   steps_per_epoch = examples // config.train.batch_size
   return step_lib.Recipe(
     network(config, num_classes).clone(conv=convolution.Conv),
@@ -59,7 +62,7 @@ def recipe(config: ml_collections.ConfigDict, num_classes: int, examples: int) -
     image(config)[:2],
     config.train.batch_size,
     config.seed,
-    sharding.split(sharding.mesh()),
+    sharding.split(mesh or sharding.mesh()),
     rule(config, steps_per_epoch),
   )
 

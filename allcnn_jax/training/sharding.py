@@ -1,20 +1,31 @@
-"""The mesh: the only file that knows how many devices there are.
+"""The mesh: the only file that knows how many devices and processes there are.
 
 Data parallel over one axis: weights and the data set stand on every device, a batch is split
 over them, and XLA sums the gradients.
 """
 
+import functools
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
+from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import PyTree
 
 from allcnn_jax.errors import UsageError
 
 _AXIS = "data"
 
 
-def mesh() -> Mesh:
-  """All devices in a row. The axis is Auto: under Explicit ones Linen's Dropout fails."""
-  return jax.make_mesh((jax.device_count(),), (_AXIS,), axis_types=(AxisType.Auto,))
+def mesh(devices: Sequence[Any] | None = None) -> Mesh:
+  """All devices, or those given, in a row.
+
+  The axis is Auto: under Explicit ones Linen's Dropout fails.
+  """
+  devices = jax.devices() if devices is None else devices
+  return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -27,8 +38,73 @@ def split(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(_AXIS))
 
 
-def check_batch_size(batch_size: int) -> None:
-  """Raises UsageError where the devices cannot share a batch evenly."""
-  n = jax.device_count()
+def check_batch_size(batch_size: int, devices: int | None = None) -> None:
+  """Raises UsageError where the devices, by default all there are, cannot share a batch evenly."""
+  n = devices or jax.device_count()
   if batch_size % n:
     raise UsageError(f"train.batch_size={batch_size} is not a multiple of the {n} devices.")
+
+
+def round_up(batch_size: int) -> int:
+  """The least batch size from this one on that the devices can share evenly."""
+  n = jax.device_count()
+  return -(-batch_size // n) * n
+
+
+def replicate(tree: PyTree) -> PyTree:
+  """Arrays that every process has whole, put on every device of all of them."""
+  place = replicated(mesh())
+  return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]), tree)
+
+
+def spread(tree: PyTree) -> PyTree:
+  """Arrays that every process has whole, divided by their first dimension among the devices."""
+  return _spreader(mesh())(tree)
+
+
+@functools.cache
+def _spreader(mesh: Mesh) -> Callable[[PyTree], PyTree]:
+  return jax.jit(lambda tree: tree, out_shardings=split(mesh))
+
+
+# Slices by chip, as they are rented; `topology` takes other shapes of these chips too.
+SLICES = {
+  "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
+  "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
+  "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
+}
+
+_NO_TPU_HERE = {
+  "TPU_SKIP_MDS_QUERY": "1",
+  "TPU_ACCELERATOR_TYPE": "v5e-8",
+  "TPU_WORKER_HOSTNAMES": "localhost",
+}
+
+
+def topology(name: str) -> list[Any]:
+  """The devices of a TPU slice that need not be here: enough to compile for, by libtpu.
+
+  Args:
+    name: CHIP:SHAPE, such as v5e:2x4.
+
+  Raises:
+    UsageError: there is no such slice, or libtpu is not installed.
+  """
+  chip, _, shape = name.partition(":")
+  try:
+    if chip not in SLICES:
+      raise ValueError(chip)
+    # libtpu would ask a network for the TPU that it thinks it sits on.
+    for key, value in _NO_TPU_HERE.items():
+      os.environ.setdefault(key, value)
+    # A host has four chips; a slice of one chip is a part of a host.
+    part = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
+    return topologies.get_topology_desc(name, platform="tpu", **part).devices
+  except (ValueError, RuntimeError) as error:
+    if "not installed" in str(error):
+      raise UsageError(
+        'The compiler for TPUs is not installed: pip install -U "jax[tpu]". It needs no TPU.'
+      ) from None
+    known = ", ".join(f"{chip}:{shape}" for chip, shapes in SLICES.items() for shape in shapes)
+    raise UsageError(f"Unknown topology {name!r}. Known: {known}.") from None

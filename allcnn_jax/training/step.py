@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Bool, Float, Int, PyTree
@@ -39,6 +40,32 @@ class Images(NamedTuple):
 
   images: Float[Array, "n h w c"]
   labels: Int[Array, " n"]
+
+
+class Stored(flax.struct.PyTreeNode):
+  """A whole set on the device, one image a row.
+
+  A row of a multiple of 128 numbers is as long on a TPU as anywhere. Three channels, or 32
+  columns, as a last dimension would be filled up to 128, and the set copied into that form.
+
+  Attributes:
+    rows: preprocessed images, float32 (N, H W C).
+    labels: int32 (N,).
+    shape: (H, W, C).
+  """
+
+  rows: PyTree
+  labels: PyTree
+  shape: tuple[int, int, int] = flax.struct.field(pytree_node=False)
+
+  @classmethod
+  def of(cls, images: Any, labels: Any) -> "Stored":
+    """The set of images (N, H, W, C) and their labels (N,)."""
+    return cls(images.reshape(len(images), -1), labels, images.shape[1:])
+
+  def take(self, rows: Int[Array | np.ndarray, " n"] | slice) -> Images:
+    """The images at some rows."""
+    return Images(self.rows[rows].reshape(-1, *self.shape), self.labels[rows])
 
 
 class Totals(flax.struct.PyTreeNode):
@@ -124,19 +151,18 @@ def gradients(
   return aux, rule.descent(grads)
 
 
-def batch_at(recipe: Recipe, data: Images, order: Int[Array, " n"], step: Int[Array, ""]) -> Images:
+def batch_at(recipe: Recipe, data: Stored, order: Int[Array, " n"], step: Int[Array, ""]) -> Images:
   """The augmented batch of a step. An epoch's last images that fill no batch are left out."""
   position = step % (len(order) // recipe.batch_size) * recipe.batch_size
   rows = jax.lax.dynamic_slice_in_dim(order, position, recipe.batch_size)
-  batch = Images(data.images[rows], data.labels[rows])
-  batch = jax.lax.with_sharding_constraint(batch, recipe.split)
+  batch = jax.lax.with_sharding_constraint(data.take(rows), recipe.split)
   augment = augmentation.KINDS[recipe.augment].apply
   key = randomness.key(recipe.seed, "augment", step)
   return batch._replace(images=augment(key, batch.images, recipe.size))
 
 
 def _step(
-  recipe: Recipe, state: TrainState, totals: Totals, data: Images, order: Int[Array, " n"]
+  recipe: Recipe, state: TrainState, totals: Totals, data: Stored, order: Int[Array, " n"]
 ) -> tuple[TrainState, Totals]:
   batch = batch_at(recipe, data, order, state.step)
   rngs = {name: randomness.key(recipe.seed, name, state.step) for name in ("dropout", "noise")}
@@ -145,10 +171,12 @@ def _step(
   updates, opt_state = recipe.optimizer.update(grads, state.opt_state, params)
   params = optax.apply_updates(params, updates)
   variables = recipe.rule.after(state.variables, params, state.step)
-  first_bad = (totals.bad_step < 0) & ~jnp.isfinite(losses.sum())
+  # Summed as one array of floats, they cross devices in the gradients' own message.
+  loss, wrong = jnp.stack([losses, wrong.astype(losses.dtype)]).sum(axis=1)
+  first_bad = (totals.bad_step < 0) & ~jnp.isfinite(loss)
   totals = Totals(
-    totals.loss + losses.sum(),
-    totals.wrong + wrong.sum(dtype=jnp.int32),
+    totals.loss + loss.astype(jnp.float32),
+    totals.wrong + wrong.astype(jnp.int32),
     totals.count + len(losses),
     jnp.where(first_bad, state.step, totals.bad_step),
   )
@@ -157,7 +185,7 @@ def _step(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def train_step(
-  recipe: Recipe, state: TrainState, totals: Totals, data: Images, order: Int[Array, " n"]
+  recipe: Recipe, state: TrainState, totals: Totals, data: Stored, order: Int[Array, " n"]
 ) -> tuple[TrainState, Totals]:
   """One step on the batch that `order` gives to `state.step`; the state is donated."""
   return _step(recipe, state, totals, data, order)
@@ -168,7 +196,7 @@ def train_steps(
   recipe: Recipe,
   state: TrainState,
   totals: Totals,
-  data: Images,
+  data: Stored,
   order: Int[Array, " n"],
   count: Int[Array, ""],
 ) -> tuple[TrainState, Totals]:
