@@ -8,9 +8,10 @@ Wrong use of any verb is one line and exit status 2.
 import importlib.util
 import inspect
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import ml_collections
 from absl import flags
@@ -87,6 +88,22 @@ def compile(values: flags.FlagValues) -> int:
   return 0 if compiled.fits else 1
 
 
+def sweep(values: flags.FlagValues) -> int:
+  """--config=FILE[:ARGUMENT] --workdir=DIR [--index=N] [--seeds=N] [--config.a.b=VALUE ...]"""
+  from allcnn_jax.training import sweep as sweep_lib
+
+  config, workdir = _config(values), _workdir(values)
+  # Any other config is a sweep of one unit.
+  declared = _call("config", values.config_file, "get_sweep") or {"units": [config]}
+  overrides = config_flags.get_override_values(values["config"])
+  plan = sweep_lib.plan(declared, overrides, values.seeds)
+  told = [f"--config={values.config_file}", "--workdir=DIR", f"--seeds={plan.seeds}"]
+  told += [f"--config.{key}={value}" for key, value in overrides.items()]
+  command = shlex.join(["python", "launch.py", "sweep", *told])
+  _, broken = sweep_lib.sweep(plan, workdir, index=values.index, command=command)
+  return 1 if broken else 0
+
+
 class Verb(NamedTuple):
   """What the launcher knows of a verb: its call, the configs that it takes, its own flags."""
 
@@ -102,6 +119,7 @@ VERBS = {
   "describe": Verb(describe, ("config", "config2")),
   "benchmark": Verb(benchmark, ("config",), ("output", "profile")),
   "compile": Verb(compile, ("config",), ("topology", "output")),
+  "sweep": Verb(sweep, ("config",), ("index", "seeds")),
 }
 
 
@@ -113,6 +131,10 @@ def _define(name: str, values: flags.FlagValues) -> None:
       flags.DEFINE_integer(
         name, None, "a checkpoint's; the newest by default", lower_bound=0, **one
       )
+    case "index":
+      flags.DEFINE_integer(name, None, "of the sweep's only unit to do", **one)
+    case "seeds":
+      flags.DEFINE_integer(name, None, "runs of each unit", lower_bound=1, **one)
     case "channels":
       flags.DEFINE_list(name, [], "filters of the layer", **one)
     case "input":
@@ -137,17 +159,21 @@ def _define_config(name: str, words: list[str], values: flags.FlagValues) -> Non
       break
   else:
     return
-  config = config_lib.complete(_read_config(name, value))
+  config = config_lib.complete(_call(name, value, "get_config"))
   keys = dict(config_lib.leaves(config))
   for word in words:
     group, _, key = word.partition("=")[0].lstrip("-").partition(".")
     if word.startswith("-") and group == name and key not in keys:
       raise unknown("config key", key, keys)
   config_flags.DEFINE_config_dict(name, config, flag_values=values, sys_argv=["", *words])
+  flags.DEFINE_string(f"{name}_file", value, "where it stands", flag_values=values)
 
 
-def _read_config(flag: str, value: str) -> ml_collections.ConfigDict:
-  """The config that a file's `get_config` returns, given what stands behind the colon."""
+def _call(flag: str, value: str, function: str) -> Any:
+  """What a function of a config's file returns, given what stands behind the colon.
+
+  None if the file has no such function.
+  """
   path, _, argument = value.partition(":")
   spec = importlib.util.spec_from_file_location("config", path) if os.path.isfile(path) else None
   if spec is None:
@@ -155,13 +181,17 @@ def _read_config(flag: str, value: str) -> ml_collections.ConfigDict:
   module = importlib.util.module_from_spec(spec)
   try:
     spec.loader.exec_module(module)
-    get_config = module.get_config
+    if not hasattr(module, "get_config"):
+      raise AttributeError("it has no get_config")
   except Exception as error:
     raise UsageError(f"--{flag}={value}: {path} is no config ({error!r}).") from None
-  if argument and not inspect.signature(get_config).parameters:
+  call = getattr(module, function, None)
+  if call is None:
+    return None
+  if argument and not inspect.signature(call).parameters:
     raise UsageError(f"--{flag}={value}: {path} takes no argument.")
   try:
-    return get_config(argument) if argument else get_config()
+    return call(argument) if argument else call()
   except ValueError as error:
     raise UsageError(f"--{flag}={value}: {error}.") from None
 

@@ -53,7 +53,7 @@ class Rounds:
     """
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
-    num_classes = datasets.num_classes(config.dataset.name, config.dataset.data_dir)
+    num_classes = datasets.sizes(config.dataset.name, config.dataset.data_dir).classes
     self.image = parts.image(config)
     self.recipe = recipe = parts.recipe(config, num_classes, _EXAMPLES)
     self.data = data = _random_images(config, self.image, num_classes)
@@ -96,9 +96,9 @@ class Rounds:
     """Images a second of an evaluation as training does it."""
     batch = self.recipe.batch_size
     n = batch if jax.default_backend() == "cpu" else min(10_000, len(self.data.labels))
-    images = step_lib.Images(self.data.images[:n], self.data.labels[:n])
-    inputs = (self.recipe.net, self.recipe.size, self.state.variables, *images)
-    return n / roofline.best(lambda: evaluate.evaluate(*inputs, batch_size=batch), calls=3)
+    data = step_lib.Stored.of(*self.data.take(slice(n)))
+    inputs = (self.recipe.net, self.recipe.size, self.state.variables, data, batch)
+    return n / roofline.best(lambda: evaluate.evaluate(*inputs), calls=3)
 
 
 def benchmark(
@@ -173,13 +173,13 @@ def benchmark(
 
 def _random_images(
   config: ml_collections.ConfigDict, image: tuple[int, int, int], num_classes: int
-) -> step_lib.Images:
+) -> step_lib.Stored:
   size = augmentation.stored_size(config.dataset.augment, image)
   n = max(config.train.batch_size, min(_EXAMPLES, _BYTES // (4 * math.prod(size))))
 
   def draw(key):
     labels = jax.random.randint(key, (n,), 0, num_classes)
-    return step_lib.Images(jax.random.normal(key, (n, *size)), labels)
+    return step_lib.Stored.of(jax.random.normal(key, (n, *size)), labels)
 
   place = sharding.replicated(sharding.mesh())
   return jax.jit(draw, out_shardings=place)(jax.random.key(0))

@@ -19,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 from PIL import Image
 
+from allcnn_jax import files
 from allcnn_jax.analysis import (
   alignment,
   charts,
@@ -101,19 +102,13 @@ def write(sheet: Sheet | alignment.Chart, directory: epath.Path) -> list[epath.P
   np.savez_compressed(arrays, title=sheet.title, caption=sheet.caption, **sheet.arrays)
   directory.mkdir(parents=True, exist_ok=True)
   paths = [directory / f"{sheet.name}.npz", directory / f"{sheet.name}.png"]
-  _replace(paths[0], arrays.getvalue())
-  _replace(paths[1], drawn.getvalue())
+  files.write(paths[0], arrays.getvalue())
+  files.write(paths[1], drawn.getvalue())
   paths.append(directory / "index.html")
-  _replace(
+  files.write(
     paths[-1], page.build(_written(directory), f"Figures of {directory.parent.name}").encode()
   )
   return paths
-
-
-def _replace(path: epath.Path, content: bytes) -> None:
-  beside = path.with_name(path.name + ".writing")
-  beside.write_bytes(content)
-  beside.replace(path)
 
 
 def _written(directory: epath.Path) -> list[page.Figure]:

@@ -69,10 +69,7 @@ def load(
   data = _read(name, "train" if carve else split, data_dir)
   if carve:
     n = len(data.labels)
-    if validation >= n:
-      raise UsageError(
-        f"dataset.validation={validation} leaves none of {name}'s {n} images to train on."
-      )
+    _check_held_out(name, validation, n)
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
     kept = np.sort(order[:-validation] if split == "train" else order[-validation:])
     data = data._replace(images=data.images[kept], labels=data.labels[kept])
@@ -123,6 +120,31 @@ def sizes(name: str, data_dir: str = "") -> Sizes:
   builder = _prepared(name, data_dir)
   counts = (builder.info.splits[split].num_examples for split in ("train", "test"))
   return Sizes(*counts, _label(name, builder).num_classes)
+
+
+def num_examples(name: str, split: str, *, validation: int = 0, data_dir: str = "") -> int:
+  """How many images `load` would give, without reading those of a TFDS set.
+
+  Raises:
+    UsageError: the set cannot be had, or too many of its images are to be held out.
+  """
+  carve = validation > 0 and split in ("train", "validation")
+  source = "train" if carve else split
+  if name == "digits" or name.startswith("npz:"):
+    n = len(_read(name, source, data_dir).labels)
+  else:
+    n = _prepared(name, data_dir).info.splits[source].num_examples
+  if not carve:
+    return n
+  _check_held_out(name, validation, n)
+  return validation if split == "validation" else n - validation
+
+
+def _check_held_out(name: str, validation: int, n: int) -> None:
+  if validation >= n:
+    raise UsageError(
+      f"dataset.validation={validation} leaves none of {name}'s {n} images to train on."
+    )
 
 
 def _label(name: str, builder: Any) -> Any:

@@ -8,6 +8,7 @@ repeat. Everything is fitted once in float64; what is applied is float32.
 import dataclasses
 import functools
 import json
+import os
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -15,6 +16,7 @@ import safetensors.numpy
 from etils import epath
 from jaxtyping import Float, UInt8
 
+from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
 _CHUNK = 5000  # images whitened at a time, to bound the memory of the float32 copies
@@ -197,15 +199,25 @@ def save(fitted: Fitted, directory: epath.PathLike) -> None:
   arrays = {
     x.name: getattr(fitted.preprocessor, x.name) for x in dataclasses.fields(fitted.preprocessor)
   }
-  _write(directory / _ARRAYS, safetensors.numpy.save(arrays))
+  files.write(directory / _ARRAYS, safetensors.numpy.save(arrays))
   facts = {"classes": fitted.classes, "examples": fitted.examples}
-  _write(directory / _FACTS, json.dumps(facts, indent=2).encode())
+  files.write(directory / _FACTS, json.dumps(facts, indent=2).encode())
 
 
-def _write(path: epath.Path, content: bytes) -> None:
-  beside = path.with_name(path.name + ".writing")
-  beside.write_bytes(content)
-  beside.replace(path)
+def share(source: epath.PathLike, directory: epath.PathLike) -> None:
+  """Gives a directory what `save` wrote to another one: stored once where files can have two names.
+
+  A whitening matrix is 38 MB. A hard link needs one file system that knows them; elsewhere, as in
+  a bucket, the files are copied.
+  """
+  source, directory = epath.Path(source), epath.Path(directory)
+  directory.mkdir(parents=True, exist_ok=True)
+  for name in (_ARRAYS, _FACTS):
+    (directory / name).unlink(missing_ok=True)
+    try:
+      os.link(source / name, directory / name)
+    except OSError:
+      files.write(directory / name, (source / name).read_bytes())
 
 
 def saved(directory: epath.PathLike) -> bool:

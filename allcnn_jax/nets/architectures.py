@@ -324,6 +324,19 @@ def dense_head(table: Table) -> Table:
   return (*table[:end], *head[:-1], _LOGITS)
 
 
+def dropped_after(table: Table, only_1x1: bool) -> Table:
+  """[S15] footnote 4's side experiment: dropout after every layer but the last, or 1x1 ones."""
+  layers: list[Layer] = []
+  for layer in table:
+    if isinstance(layer, Dropout) and layer != _IN:
+      continue
+    layers.append(layer)
+    last = getattr(layer, "features", CLASSES) == CLASSES
+    if not last and (not only_1x1 or getattr(layer, "kernel", 0) == 1):
+      layers.append(_MID)
+  return tuple(layers)
+
+
 def _family(letter: str, base: Table) -> dict[str, Architecture]:
   tables = {
     f"model_{letter}": base,
@@ -352,6 +365,7 @@ NAMES: tuple[str, ...] = tuple(ARCHITECTURES)
 
 
 HEADS = ("conv", "dense")
+DROPOUTS = ("printed", "all", "1x1")
 STRIDE_PADDINGS = ("caffe", "same")
 POOLS = ("max", "average", "depthwise", "stride", "none")
 
@@ -364,6 +378,7 @@ def resolve(
   head: str | None = None,
   pool: str = "max",
   dropout: tuple[float, ...] | None = None,
+  dropout_after: str = "printed",
   stride_padding: str = "caffe",
   final_relu: bool | None = None,
 ) -> Architecture:
@@ -378,6 +393,8 @@ def resolve(
       convolution whose weights cross no channels, [S15] footnote 1), "stride" (`strided`),
       "none" (no downsampling at all, strides included), or a number p >= 1 for a p-norm.
     dropout: a rate for each of the table's dropout levels; None: the paper's.
+    dropout_after: where the dropout after the input's is: where the table has it ("printed"), after
+      every layer but the last ("all"), or after 1x1 convolutions but the last ("1x1").
     stride_padding: a strided convolution pads both sides alike ("caffe"), or as little as its
       output size needs, the odd pixel at the far edge ("same").
     final_relu: whether the last layer has a ReLU; None: as in the table.
@@ -398,6 +415,14 @@ def resolve(
     table = dense_head(table)
 
   table = _with_pool(name, table, pool)
+  if dropout_after not in DROPOUTS:
+    raise unknown("place of dropout", dropout_after, DROPOUTS)
+  if dropout_after != "printed":
+    if len(base.dropout) != 2:
+      raise UsageError(
+        f"{name} has {len(base.dropout)} dropout levels and not two, one of them on the input: model.dropout_after must be 'printed', not {dropout_after!r}."
+      )
+    table = dropped_after(table, only_1x1=dropout_after == "1x1")
   if stride_padding not in STRIDE_PADDINGS:
     raise unknown("stride padding", stride_padding, STRIDE_PADDINGS)
   if stride_padding == "same":

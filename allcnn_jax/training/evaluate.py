@@ -11,6 +11,7 @@ from etils import epath
 from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
+from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
@@ -79,10 +80,8 @@ def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
     k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
   }
   path = epath.Path(workdir) / "evaluation.json"
-  beside = path.with_name(path.name + ".writing")
   try:
-    beside.write_text(json.dumps(plain, indent=2) + "\n")
-    beside.replace(path)
+    files.write(path, (json.dumps(plain, indent=2) + "\n").encode())
   except OSError as error:
     raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from None
 

@@ -1,6 +1,7 @@
 """The clock of a run: when to log, evaluate, save and stop."""
 
 import contextlib
+import json
 import math
 import signal
 from collections.abc import Callable, Iterator
@@ -13,9 +14,18 @@ from etils import epath
 from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
+from allcnn_jax import files
 from allcnn_jax.data import augmentation, datasets, preprocessing
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import checkpoints, evaluate, measurements, optimizer, parts, sharding
+from allcnn_jax.training import (
+  checkpoints,
+  evaluate,
+  machine,
+  measurements,
+  optimizer,
+  parts,
+  sharding,
+)
 from allcnn_jax.training import step as step_lib
 from allcnn_jax.training.reporting import Reporter
 
@@ -33,25 +43,34 @@ class Outcome(NamedTuple):
   step: int
 
 
-def train(config: ml_collections.ConfigDict, workdir: epath.PathLike) -> Outcome:
+def train(
+  config: ml_collections.ConfigDict,
+  workdir: epath.PathLike,
+  shared: epath.PathLike | None = None,
+) -> Outcome:
   """Trains from the start, or from the newest checkpoint in `workdir`, to the end.
 
   Args:
     config: complete, as `config.complete` returns it.
     workdir: the run's folder; made if it is not there.
+    shared: a folder where runs on the same images share what is fitted to them.
 
   Raises:
     UsageError: before anything is written, if the config, the data or the folder will not do.
   """
   with _on_signal() as asked_to_stop:
-    return _Run(config, epath.Path(workdir), asked_to_stop).go()
+    return _Run(config, epath.Path(workdir), asked_to_stop, shared).go()
 
 
 class _Run:
   """All of one run: made by `__init__`, which writes nothing until it knows that it can go."""
 
   def __init__(
-    self, config: ml_collections.ConfigDict, workdir: epath.Path, asked_to_stop: Callable[[], bool]
+    self,
+    config: ml_collections.ConfigDict,
+    workdir: epath.Path,
+    asked_to_stop: Callable[[], bool],
+    shared: epath.PathLike | None,
   ):
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
@@ -62,12 +81,7 @@ class _Run:
     self.split = parts.eval_split(config)
     eval_images = parts.read_images(config, self.split)
     self.examples, self.num_classes = len(train_images.labels), len(train_images.classes)
-    if config.train.batch_size > self.examples:
-      raise UsageError(
-        f"train.batch_size={config.train.batch_size} is more than the {self.examples} training images of {config.dataset.name}."
-      )
-    self.steps_per_epoch = self.examples // config.train.batch_size
-    self.total = config.train.steps or config.train.epochs * self.steps_per_epoch
+    self.steps_per_epoch, self.total = parts.steps(config, self.examples)
     self.recipe = parts.recipe(config, self.num_classes, self.examples)
 
     self.checkpoints = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
@@ -82,7 +96,7 @@ class _Run:
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
     _make_workdir(config, workdir)
-    preprocessor = self._preprocessor(train_images)
+    preprocessor = self._preprocessor(train_images, shared)
     self.train_images = self._on_device(preprocessor, train_images)
     self.eval_images = self._on_device(preprocessor, eval_images)
 
@@ -90,11 +104,17 @@ class _Run:
   def step(self) -> int:
     return int(self.state.step)
 
-  def _preprocessor(self, images: datasets.Dataset) -> preprocessing.Preprocessor:
+  def _preprocessor(
+    self, images: datasets.Dataset, shared: epath.PathLike | None
+  ) -> preprocessing.Preprocessor:
     place, kind = parts.preprocessing_of(self.workdir), self.config.dataset.preprocessing
     if not preprocessing.saved(place):
-      fitted = preprocessing.fit(kind, images.images)
-      preprocessing.save(preprocessing.Fitted(fitted, images.classes, self.examples), place)
+      if shared is None or not preprocessing.saved(shared):
+        fitted = preprocessing.fit(kind, images.images)
+        fitted = preprocessing.Fitted(fitted, images.classes, self.examples)
+        preprocessing.save(fitted, shared or place)
+      if shared is not None:
+        preprocessing.share(shared, place)
     return preprocessing.load(kind, place).preprocessor
 
   def _on_device(
@@ -266,7 +286,8 @@ def _given(
 def _make_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / "config.json").write_text(config_lib.to_json(config))
+    files.write(workdir / "config.json", config_lib.to_json(config).encode())
+    files.write(workdir / "machine.json", json.dumps(machine.machine(), indent=2).encode())
   except OSError as error:
     raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror or error}.") from None
 

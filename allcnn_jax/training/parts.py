@@ -6,6 +6,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, convolution, model
 from allcnn_jax.training import learning_rules, optimizer, sharding
 from allcnn_jax.training import step as step_lib
@@ -65,6 +66,20 @@ def recipe(
     sharding.split(mesh or sharding.mesh()),
     rule(config, steps_per_epoch),
   )
+
+
+def steps(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int]:
+  """Steps of an epoch and of the whole run, for `examples` training images.
+
+  Raises:
+    UsageError: a batch is larger than that.
+  """
+  batch = config.train.batch_size
+  if batch > examples:
+    raise UsageError(
+      f"train.batch_size={batch} is more than the {examples} training images of {config.dataset.name}."
+    )
+  return examples // batch, config.train.steps or config.train.epochs * (examples // batch)
 
 
 def eval_split(config: ml_collections.ConfigDict) -> str:

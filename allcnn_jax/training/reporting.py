@@ -37,16 +37,7 @@ class Reporter:
       str(epath.Path(workdir) / "tensorboard"), purge_step=start + 1
     )
     self._total, self._steps_per_epoch, self._batch_size = total, steps_per_epoch, batch_size
-    columns, rows = shutil.get_terminal_size()  # 80 x 24 where a terminal does not tell
-    self._bar = tqdm(
-      total=total,
-      initial=start,
-      unit="step",
-      disable=not sys.stderr.isatty(),
-      ncols=columns,
-      nrows=rows,
-      bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [left {remaining}]{postfix}",
-    )
+    self._bar = bar(start, total, "step")
     self._mark = (start, time.monotonic())
 
   def advance(self, step: int) -> None:
@@ -92,8 +83,7 @@ class Reporter:
 
   def note(self, text: str) -> None:
     """A line of its own, above the bar."""
-    tqdm.write(text)
-    sys.stdout.flush()
+    note(text)
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
     with self._metrics.open("a") as f:
@@ -106,6 +96,42 @@ class Reporter:
     """Ends the bar and writes out what is left."""
     self._bar.close()
     self._tensorboard.close()
+
+
+def bar(start: int, total: int, unit: str) -> tqdm:
+  """A bar on a terminal, nothing elsewhere; below another one it goes when it is done."""
+  columns, rows = shutil.get_terminal_size()  # 80 x 24 where a terminal does not tell
+  return tqdm(
+    total=total,
+    initial=start,
+    unit=unit,
+    disable=not sys.stderr.isatty(),
+    leave=None,
+    ncols=columns,
+    nrows=rows,
+    bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [left {remaining}]{postfix}",
+  )
+
+
+def note(text: str) -> None:
+  """A line of its own, above any bar."""
+  tqdm.write(text)
+  sys.stdout.flush()
+
+
+def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
+  """The lines of a run's `metrics.jsonl`; none if it has not begun."""
+  path = epath.Path(workdir) / "metrics.jsonl"
+  return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+
+def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
+  """How long the training steps of a run took, by the speeds in its metrics."""
+  trained = [x for x in lines if "images_per_second" in x]
+  starts = [0, *(x["step"] for x in trained)]
+  return sum(
+    (x["step"] - start) * batch_size / x["images_per_second"] for start, x in zip(starts, trained)
+  )
 
 
 def _drop_after(path: epath.Path, step: int) -> None:

@@ -1,0 +1,51 @@
+"""What a number was measured with: the hardware, the versions and the code."""
+
+import os
+import pathlib
+import platform
+import subprocess
+from importlib import metadata
+from typing import Any
+
+import jax
+from etils import epath
+
+_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+
+
+def machine() -> dict[str, Any]:
+  """The hardware, the versions of what computes, and the commit of this code."""
+  device = jax.devices()[0]
+  return {
+    "hardware": {
+      "device": _processor() if device.platform == "cpu" else device.device_kind,
+      "devices": jax.device_count(),
+      "cores": os.cpu_count(),
+    },
+    "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES},
+    "commit": commit(),
+  }
+
+
+def commit() -> str:
+  """The commit of this code, with a "+" if files have changed since; "" outside its repository."""
+  try:
+    _git("ls-files", "--error-unmatch", pathlib.Path(__file__).name)  # not a repository around it
+    changed = _git("status", "--porcelain", "--untracked-files=no", ":/")
+    return _git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+  except (OSError, subprocess.CalledProcessError):
+    return ""
+
+
+def _git(*words: str) -> str:
+  here = pathlib.Path(__file__).parent
+  done = subprocess.run(
+    ["git", "--no-optional-locks", *words], cwd=here, capture_output=True, text=True, check=True
+  )
+  return done.stdout.strip()
+
+
+def _processor() -> str:
+  cpu = epath.Path("/proc/cpuinfo")
+  names = [x for x in cpu.read_text().splitlines() if "model name" in x] if cpu.exists() else []
+  return names[0].partition(":")[2].strip() if names else platform.processor()

@@ -1,0 +1,327 @@
+"""A list of runs: done, broken, next.
+
+A sweep is a file of configs/ that declares its units: configs that are compared. For each unit it
+may name learning rates; they are tried on held-out training images, then the best one trains on
+all of them with several seeds. All that is known of a sweep stands in its folder, so that it can
+be ended at any moment, and units depend on nothing but themselves, so that each may be a job.
+"""
+
+import json
+import re
+import traceback
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import ml_collections
+from etils import epath
+
+from allcnn_jax import config as config_lib
+from allcnn_jax import files
+from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.errors import UsageError
+from allcnn_jax.nets import architectures
+from allcnn_jax.training import loop, parts, reporting, sharding
+
+FILE = "sweep.json"
+# Keys that may differ from one start of a sweep to the next: they change no number.
+_MAY_CHANGE = ("log.", "checkpoint.")
+
+
+class Run(NamedTuple):
+  """One run of a sweep; its name is that of its folder."""
+
+  name: str
+  config: ml_collections.ConfigDict
+
+
+class Plan(NamedTuple):
+  """What a sweep will do.
+
+  Attributes:
+    units: the configs that are compared, complete, by name.
+    rates: the learning rates to choose from on held-out images; () if each unit has its own.
+    held_out: how many training images they are chosen on.
+    seeds: runs of each unit, at the seeds from its config's on.
+    table: the paper's table that the sweep fills, for the report.
+  """
+
+  units: dict[str, ml_collections.ConfigDict]
+  rates: tuple[float, ...]
+  held_out: int
+  seeds: int
+  table: str
+
+  def trials(self, unit: str) -> list[Run]:
+    """The runs that choose the unit's rate."""
+    keys = {"dataset.validation": self.held_out}
+    return [self._run(unit, rate, 0, keys, "-held_out") for rate in self.rates]
+
+  def finals(self, unit: str, rate: float) -> list[Run]:
+    """The unit's runs at the rate that was chosen, on all training images if one was."""
+    keys = {"dataset.validation": 0} if self.rates else {}
+    return [self._run(unit, rate, i, keys) for i in range(self.seeds)]
+
+  def _run(self, unit: str, rate: float, i: int, keys: dict[str, Any], note: str = "") -> Run:
+    config = self.units[unit].copy_and_resolve_references()
+    seed = config.seed + i
+    config.update_from_flattened_dict({"optimizer.learning_rate": rate, "seed": seed, **keys})
+    return Run(f"{unit}-rate{rate:g}{note}-seed{seed}", config)
+
+
+def plan(
+  declared: Mapping[str, Any], overrides: Mapping[str, Any], seeds: int | None = None
+) -> Plan:
+  """What a sweep file declares, with the keys set on the command line.
+
+  Args:
+    declared: `units`, a list of configs; and if they are not as below: `names` (), the keys whose
+      values name a unit beside its network and data set, `rates` (), `held_out` 0, `seeds` 3,
+      `table` "".
+    overrides: values of config keys for every unit. `optimizer.learning_rate` is then the only
+      rate and none is chosen; `dataset.validation` is how many images rates are chosen on.
+    seeds: instead of those declared.
+
+  Raises:
+    UsageError: a value that is not allowed.
+  """
+  names = ("model.name", "dataset.name", *declared.get("names", ()))
+  units = {}
+  for unit in declared["units"]:
+    config = config_lib.complete(unit)
+    config.update_from_flattened_dict(overrides)
+    config_lib.check(config)
+    flat = dict(config_lib.leaves(config))
+    name = "-".join(_plain(flat[key]) for key in names)
+    # An override can make two units the same: then there is one.
+    if units.setdefault(name, config).to_dict() != config.to_dict():
+      raise UsageError(f"Two units of the sweep are called {name!r}: name what tells them apart.")
+  rates = () if "optimizer.learning_rate" in overrides else tuple(declared.get("rates", ()))
+  held_out = overrides.get("dataset.validation", declared.get("held_out", 0))
+  if rates and not held_out:
+    raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
+  count = declared.get("seeds", 3) if seeds is None else seeds
+  return Plan(units, rates, held_out, count, declared.get("table", ""))
+
+
+def _plain(value: Any) -> str:
+  """A config's value as part of a file's name; of a path the last part."""
+  return re.sub(r"[^\w.]+", "_", str(value).rpartition("/")[2]).strip("_")
+
+
+def sweep(
+  plan: Plan, workdir: epath.PathLike, *, index: int | None = None, command: str = ""
+) -> tuple[str, int]:
+  """Does what is left of a sweep, or of one of its units.
+
+  Args:
+    plan: the runs.
+    workdir: the sweep's folder; each run has its own in it.
+    index: of the only unit to do: one job of an array.
+    command: what was typed, for the records.
+
+  Returns:
+    "done", or "stopped" after SIGTERM or SIGINT; and how many of the runs are broken.
+
+  Raises:
+    UsageError: before anything is written, if the config, the data or the folder will not do.
+  """
+  units = list(plan.units)
+  if index is not None and not 0 <= index < len(units):
+    numbered = ", ".join(f"{i} {name}" for i, name in enumerate(units))
+    raise UsageError(f"--index={index}: the sweep's units are {numbered}.")
+  todo = _Sweep(plan, units if index is None else [units[index]], epath.Path(workdir))
+  _claim(plan, epath.Path(workdir), command)
+  return todo.go()
+
+
+class _Sweep:
+  """One call of `sweep`; made by `__init__`, which writes nothing."""
+
+  def __init__(self, plan: Plan, units: list[str], workdir: epath.Path):
+    self.plan, self.units, self.workdir = plan, units, workdir
+    self.costs = {unit: _Cost(plan, unit) for unit in units}
+
+  def go(self) -> tuple[str, int]:
+    print(self._forecast(), flush=True)
+    runs = len(self.units) * (len(self.plan.rates) + self.plan.seeds)
+    with reporting.bar(0, runs, "run") as bar:
+      for unit in self.units:
+        for run in self._runs(unit):
+          bar.set_description_str(run.name, refresh=True)
+          if not self._do(run, unit):
+            return "stopped", self._broken()
+          bar.update()
+    return "done", self._broken()
+
+  def _runs(self, unit: str) -> Iterator[Run]:
+    """The unit's runs, each when it is known."""
+    trials = self.plan.trials(unit)
+    yield from trials
+    rate = self._chosen(unit)
+    if rate is None:
+      reporting.note(f"{unit}: no rate of {list(self.plan.rates)} can be chosen; passed.")
+    else:
+      yield from self.plan.finals(unit, rate)
+
+  def _chosen(self, unit: str) -> float | None:
+    """The unit's rate: the one with the least error on held-out images, the first of equals.
+
+    A dead run's counts only where all are dead: another seed may start. None if none has ended
+    well enough, or some have not ended yet.
+    """
+    if not self.plan.rates:
+      return self.plan.units[unit].optimizer.learning_rate
+    trials = self.plan.trials(unit)
+    results = [self._result(run, unit) for run in trials]
+    if any(r is None and not self._mark(run).exists() for run, r in zip(trials, results)):
+      return None
+    finite = [
+      (r["status"] == "dead", r["error"], i)
+      for i, r in enumerate(results)
+      if r and r["status"] != "diverged"
+    ]
+    return self.plan.rates[min(finite)[2]] if finite else None
+
+  def _result(self, run: Run, unit: str) -> dict[str, Any] | None:
+    """What a run came to; None if it has not ended."""
+    path = self.workdir / run.name / "evaluation.json"
+    if not path.exists():
+      return None
+    result, config = json.loads(path.read_text()), run.config
+    ended = result["status"] == "diverged" or result["step"] == self.costs[unit].steps(run)
+    # `evaluate` may have been here since, with another split or set.
+    own = (result["split"], result["dataset"]) == (parts.eval_split(config), config.dataset.name)
+    return result if ended and own else None
+
+  def _mark(self, run: Run) -> epath.Path:
+    return self.workdir / f"{run.name}.broken"
+
+  def _do(self, run: Run, unit: str) -> bool:
+    """Brings a run to its end, unless it has one or is broken. False: asked to stop before."""
+    if self._mark(run).exists() or self._result(run, unit) is not None:
+      return True
+    reporting.note(f"-- {run.name}")
+    try:
+      outcome = loop.train(run.config, self.workdir / run.name, self.workdir / _shared(run.config))
+    except Exception as error:
+      if not isinstance(error, UsageError):
+        traceback.print_exc()
+      line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+      files.write(self._mark(run), f"{line}\n".encode())
+      reporting.note(f"Broken: {line}\nIt is passed until {self._mark(run)} is removed.")
+      return True
+    finally:
+      jax.clear_caches()  # what was compiled for one run serves no other
+    return outcome.status != "stopped"
+
+  def _broken(self) -> int:
+    marks = [path.name for path in self.workdir.glob("*.broken")]
+    return sum(mark.startswith(f"{unit}-rate") for mark in marks for unit in self.units)
+
+  def _forecast(self) -> str:
+    """What the sweep costs, what of it is done, and how long the rest will take."""
+    whole = work = epochs = done = worked = seconds = 0.0
+    for unit in self.units:
+      cost, rate = self.costs[unit], self._chosen(unit)
+      # A rate that is still to be chosen changes no cost.
+      for run in self.plan.trials(unit) + self.plan.finals(unit, 0.0 if rate is None else rate):
+        whole, work, epochs = whole + 1, work + cost.flop(run), epochs + cost.epochs(run)
+        if self._result(run, unit) is not None:
+          done, worked = done + 1, worked + cost.flop(run)
+          lines = reporting.read(self.workdir / run.name)
+          seconds += reporting.seconds(lines, run.config.train.batch_size)
+    text = (
+      f"{len(self.units)} units, {whole:g} runs, {epochs:,.4g} epochs, {_peta(work)} PFLOP. "
+      f"Done: {done:g} runs, {_peta(worked)} PFLOP. Broken: {self._broken()} runs."
+    )
+    if seconds:
+      left = int((work - worked) / worked * seconds)
+      text += f" About {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left, at their speed."
+    return text
+
+
+def _peta(flop: float) -> str:
+  return f"{flop / 1e15:,.3g}" if flop < 1e18 else f"{flop / 1e15:,.0f}"
+
+
+class _Cost:
+  """What the runs of a unit cost."""
+
+  def __init__(self, plan: Plan, unit: str):
+    config = plan.units[unit]
+    sharding.check_batch_size(config.train.batch_size)
+    data = (config.dataset.name, config.dataset.data_dir)
+    net = parts.network(config, datasets.num_classes(*data))
+    traced = architectures.trace(net.table, parts.image(config))
+    self._multiply_adds = sum(row.multiply_adds for row in traced)
+    self._examples = {
+      n: datasets.num_examples(data[0], "train", validation=n, data_dir=data[1])
+      for n in {plan.held_out, config.dataset.validation, 0}
+    }
+    for n in self._examples.values():
+      parts.steps(config, n)
+
+  def _of(self, run: Run) -> tuple[int, int]:
+    return parts.steps(run.config, self._examples[run.config.dataset.validation])
+
+  def steps(self, run: Run) -> int:
+    return self._of(run)[1]
+
+  def epochs(self, run: Run) -> float:
+    an_epoch, steps = self._of(run)
+    return steps / an_epoch
+
+  def flop(self, run: Run) -> float:
+    """Two operations for each multiply-add, forward and twice as many back."""
+    return 6.0 * self._multiply_adds * self.steps(run) * run.config.train.batch_size
+
+
+def _shared(config: ml_collections.ConfigDict) -> str:
+  """Where what is fitted to a run's images is kept once for all runs on the same images."""
+  c = config.dataset
+  size = "x".join(map(str, augmentation.stored_size(c.augment, parts.image(config))))
+  return f"preprocessing/{_plain(c.name)}-{size}-held_out{c.validation}-{c.preprocessing}"
+
+
+def _claim(plan: Plan, workdir: epath.Path, command: str) -> None:
+  """Writes the sweep's file, or makes sure that the folder is this sweep's.
+
+  Raises:
+    UsageError: it is another's.
+  """
+  values = {
+    "command": command,
+    "table": plan.table,
+    "rates": list(plan.rates),
+    "held_out": plan.held_out,
+    "seeds": plan.seeds,
+    "units": {name: config.to_dict() for name, config in plan.units.items()},
+  }
+  values = json.loads(json.dumps(values))
+  if workdir.exists() and not workdir.is_dir():
+    raise UsageError(f"--workdir={workdir} is a file.")
+  if (workdir / FILE).exists():
+    theirs = json.loads((workdir / FILE).read_text())
+    for key, ours in _told(values).items():
+      if key not in _told(theirs) or _told(theirs)[key] != ours:
+        raise UsageError(
+          f"{workdir} belongs to a sweep with {key}={_told(theirs).get(key)!r}, not {ours!r}: choose another --workdir."
+        )
+  elif workdir.exists() and not all(p.name.endswith(".writing") for p in workdir.iterdir()):
+    raise UsageError(f"{workdir} is not empty and holds no sweep: choose another --workdir.")
+  try:
+    workdir.mkdir(parents=True, exist_ok=True)
+    files.write(workdir / FILE, (json.dumps(values, indent=2) + "\n").encode())
+  except OSError as error:
+    raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror or error}.") from None
+
+
+def _told(values: dict[str, Any]) -> dict[str, Any]:
+  """What must stay the same in a sweep's file."""
+  flat = {k: values[k] for k in ("rates", "held_out")} | {"units": list(values["units"])}
+  for name, unit in values["units"].items():
+    for key, value in config_lib.leaves(unit):
+      if not key.startswith(_MAY_CHANGE):
+        flat[f"{name} {key}"] = value
+  return flat

@@ -1,0 +1,32 @@
+"""Springenberg et al. 2015, the side experiments that it mentions: dense heads, and other dropout.
+
+  python launch.py sweep --config=configs/side_experiments.py --workdir=DIR
+
+Section 3.1: fully connected layers instead of the 1x1 convolutions. Footnote 4: dropout after all
+layers, or only after the 1x1 ones. The paper prints no figures for either.
+"""
+
+from configs import cifar10
+
+
+def get_config():
+  return cifar10.get_config()
+
+
+def get_sweep():
+  units = []
+  for name in ("model_c", "all_cnn_c"):
+    for key, value in (
+      ("head", "conv"),  # as printed
+      ("head", "dense"),
+      ("dropout_after", "all"),
+      ("dropout_after", "1x1"),
+    ):
+      units.append(cifar10.get_config(name))
+      units[-1].model[key] = value
+  return {
+    "table": "side_experiments",
+    "units": units,
+    "names": ("model.head", "model.dropout_after"),
+    "seeds": 3,
+  }
