@@ -123,12 +123,21 @@ KEYS: dict[str, Key] = {
     "float32", ("float32", "bfloat16"), "type of the computation; weights are float32"
   ),
   "optimizer.name": _one_of("sgd", ("sgd", "adam"), "SGD with momentum, or Adam"),
-  "optimizer.learning_rate": _number(0.05, "the rate at the start"),
+  "optimizer.learning_rate": _number(0.05, "the highest rate"),
+  "optimizer.schedule": _one_of(
+    "drops",
+    ("drops", "triangle"),
+    "from the highest rate down by `drops`; or in straight lines from 0 up to it and back to 0 at the end of `train.epochs`",
+  ),
+  "optimizer.warmup": _number(
+    0.0, "over which share of `train.epochs` a triangle rises", below=1.0
+  ),
   "optimizer.drops": Key(
     (), "a tuple of rising epochs", _epochs, "after which epochs the rate is divided"
   ),
   "optimizer.drop_factor": _number(10.0, "by how much it is divided", least=1.0),
   "optimizer.momentum": _number(0.9, "momentum of SGD, the first decay rate of Adam", below=1.0),
+  "optimizer.nesterov": _flag(False, "whether SGD looks one step of its velocity ahead"),
   "optimizer.clip_norm": _number(
     0.0, "gradients are clipped to this norm over all weights; 0: not"
   ),

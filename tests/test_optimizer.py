@@ -18,7 +18,7 @@ def section(**values):
 def run(config, steps=12, steps_per_epoch=3):
   """The weights after each step on the loss w^2 / 2, whose gradient is w."""
   params = {"conv1": {"kernel": jnp.float32(1.0), "bias": jnp.float32(1.0)}}
-  tx = optimizer.create(config, steps_per_epoch)
+  tx = optimizer.create(config, steps_per_epoch, epochs=5)
   state, trace = tx.init(params), []
   for _ in range(steps):
     updates, state = tx.update(params, state, params)
@@ -69,6 +69,25 @@ def test_a_gradient_above_the_norm_is_scaled_down_to_it(clip_norm, moved):
 
 
 def test_the_rate_drops_after_the_epochs_asked_for():
-  rate = optimizer.schedule(section(drops=(2, 3), drop_factor=10.0), steps_per_epoch=5)
+  rate = optimizer.schedule(section(drops=(2, 3), drop_factor=10.0), steps_per_epoch=5, epochs=4)
   rates = [float(rate(step)) for step in range(20)]
   np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5, rtol=1e-5)
+
+
+def test_a_triangle_rises_and_falls_in_straight_lines_and_ends_at_zero():
+  values = {"schedule": "triangle", "warmup": 0.25, "drops": ()}
+  rate = optimizer.schedule(section(**values), steps_per_epoch=5, epochs=4)
+  rates = [float(rate(step)) for step in range(22)]
+  by_hand = [0, 0.02, 0.04, 0.06, 0.08, *(0.1 * (20 - step) / 15 for step in range(5, 20)), 0, 0]
+  np.testing.assert_allclose(rates, by_hand, rtol=1e-5, atol=1e-8)
+
+
+def test_nesterov_by_hand():
+  """Gradient w: v <- m v + g, w <- w - r (g + m v), twice."""
+  values = {"nesterov": True, "velocity": "optax", "weight_decay": 0.0, "drops": ()}
+  w, v, trace = 1.0, 0.0, []
+  for _ in range(2):
+    v = 0.9 * v + w
+    w = w - 0.1 * (w + 0.9 * v)
+    trace.append([w, w])
+  np.testing.assert_allclose(run(section(**values), steps=2), trace, rtol=1e-6)

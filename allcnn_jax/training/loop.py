@@ -129,7 +129,7 @@ class _Run:
     report = Reporter(
       self.workdir, step, self.total, self.steps_per_epoch, self.config.train.batch_size
     )
-    rate = optimizer.schedule(self.config.optimizer, self.steps_per_epoch)
+    rate = optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
     totals, order, epoch = step_lib.Totals.zero(), None, None
     scores = None
     measures = self.config.alignment.every_steps > 0

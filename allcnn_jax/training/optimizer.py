@@ -5,7 +5,9 @@ import ml_collections
 import optax
 
 
-def create(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.GradientTransformation:
+def create(
+  config: ml_collections.ConfigDict, steps_per_epoch: int, epochs: int
+) -> optax.GradientTransformation:
   """The optimizer of `config.optimizer`.
 
   Springenberg et al. 2015, 3.2: "stochastic gradient descent with fixed momentum of 0.9 ... the
@@ -15,19 +17,22 @@ def create(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Gra
   With g the decayed gradient and r the rate, SGD's velocity v is, by `velocity`:
     "caffe": v <- m v + r g,  w <- w - v: after a drop of the rate the weights coast on.
     "optax": v <- m v + g,    w <- w - r v.
+  With `nesterov` the weights move by the velocity that the same gradient would make next.
 
   Before all this, a gradient whose norm over all weights is above `clip_norm` is scaled down to it.
 
   Args:
     config: the section `optimizer` of a config.
-    steps_per_epoch: turns the epochs of `drops` into steps.
+    steps_per_epoch: turns epochs into steps.
+    epochs: of the run.
   """
-  rate = schedule(config, steps_per_epoch)
+  rate = schedule(config, steps_per_epoch, epochs)
   decay = optax.add_decayed_weights(
     config.weight_decay, mask=None if config.decay_bias else _kernels
   )
   clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-  momentum, descend = optax.trace(config.momentum), optax.scale_by_learning_rate(rate)
+  momentum = optax.trace(config.momentum, nesterov=config.nesterov)
+  descend = optax.scale_by_learning_rate(rate)
   if config.name == "adam":
     return optax.chain(clip, decay, optax.scale_by_adam(b1=config.momentum), descend)
   if config.velocity == "caffe":
@@ -35,8 +40,20 @@ def create(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Gra
   return optax.chain(clip, decay, momentum, descend)
 
 
-def schedule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> optax.Schedule:
-  """The learning rate at each step: constant, divided by `drop_factor` after each of `drops`."""
+def schedule(
+  config: ml_collections.ConfigDict, steps_per_epoch: int, epochs: int
+) -> optax.Schedule:
+  """The learning rate at each step, by `config.schedule`.
+
+  "drops": constant, divided by `drop_factor` after each of `drops`.
+  "triangle": up from 0 in a straight line over the share `warmup` of all steps, then down to 0.
+  """
+  if config.schedule == "triangle":
+    total = epochs * steps_per_epoch
+    top = round(config.warmup * total)
+    up = optax.linear_schedule(0.0, config.learning_rate, top)
+    down = optax.linear_schedule(config.learning_rate, 0.0, total - top)
+    return optax.join_schedules([up, down], [top])
   drops = {round(epoch * steps_per_epoch): 1 / config.drop_factor for epoch in config.drops}
   return optax.piecewise_constant_schedule(config.learning_rate, drops)
 

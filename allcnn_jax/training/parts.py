@@ -58,7 +58,7 @@ def recipe(
   steps_per_epoch = examples // config.train.batch_size
   return step_lib.Recipe(
     network(config, num_classes).clone(conv=convolution.Conv),
-    optimizer.create(config.optimizer, steps_per_epoch),
+    optimizer.create(config.optimizer, steps_per_epoch, config.train.epochs),
     config.dataset.augment,
     image(config)[:2],
     config.train.batch_size,
