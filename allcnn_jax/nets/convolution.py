@@ -53,10 +53,10 @@ def _forward(x, kernel, strides, padding):
 
 def _backward(strides, padding, kept, d):
   x, kernel = kept
-  (to_x,) = jax.vjp(lambda x: _plain(x, kernel, strides, padding), x)[1](d)
+  (to_x,) = jax.linear_transpose(lambda x: _plain(x, kernel, strides, padding), x)(d)
 
   def usual(x, d):
-    return jax.vjp(lambda kernel: _plain(x, kernel, strides, padding), kernel)[1](d)[0]
+    return jax.linear_transpose(lambda kernel: _plain(x, kernel, strides, padding), kernel)(d)[0]
 
   def products(x, d):
     return weight_gradient(x, d, kernel.shape[:2], strides, padding).astype(kernel.dtype)
