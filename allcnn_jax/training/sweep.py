@@ -257,7 +257,7 @@ class _Cost:
     traced = architectures.trace(net.table, parts.image(config))
     self._multiply_adds = sum(row.multiply_adds for row in traced)
     self._examples = {
-      n: datasets.num_examples(data[0], "train", validation=n, data_dir=data[1])
+      n: datasets.training_images(data[0], n, data[1])
       for n in {plan.held_out, config.dataset.validation, 0}
     }
     for n in self._examples.values():
