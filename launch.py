@@ -104,6 +104,15 @@ def sweep(values: flags.FlagValues) -> int:
   return 1 if broken else 0
 
 
+def report(values: flags.FlagValues) -> int:
+  """--workdir=DIR [--output=DIR]"""
+  from allcnn_jax.analysis import report as report_lib
+
+  for path in report_lib.report(_workdir(values), values.output):
+    print(path)
+  return 0
+
+
 class Verb(NamedTuple):
   """What the launcher knows of a verb: its call, the configs that it takes, its own flags."""
 
@@ -120,6 +129,7 @@ VERBS = {
   "benchmark": Verb(benchmark, ("config",), ("output", "profile")),
   "compile": Verb(compile, ("config",), ("topology", "output")),
   "sweep": Verb(sweep, ("config",), ("index", "seeds")),
+  "report": Verb(report, (), ("output",)),
 }
 
 

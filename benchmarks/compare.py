@@ -17,7 +17,8 @@ import time
 import jax
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.analysis import benchmark, records
+from allcnn_jax.analysis import benchmark
+from allcnn_jax.training import machine
 from configs import cifar10
 
 PEER = pathlib.Path(__file__).with_name("torch_peer.py")
@@ -67,7 +68,7 @@ def main():
     asked = {k: v for k, v in vars(flags).items() if k not in ("python", "output")}
     values = {
       **asked,
-      **records.machine(),
+      **machine.machine(),
       "peer": about,
       "images_per_second": {"here": here, "there": there},
       "ratio": ratio,

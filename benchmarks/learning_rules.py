@@ -17,9 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.analysis import records
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import learning_rules, measurements, parts
+from allcnn_jax.training import learning_rules, machine, measurements, parts
 from allcnn_jax.training import step as step_lib
 from configs import feedback_alignment
 
@@ -92,7 +91,7 @@ def main():
     )
   if flags.output:
     about = {"network": flags.config, "batch_size": flags.batch_size, "rounds": flags.rounds}
-    values = about | records.machine() | {"steps": found}
+    values = about | machine.machine() | {"steps": found}
     flags.output.write_text(json.dumps(values, indent=2) + "\n")
 
 

@@ -3,7 +3,7 @@
   python launch.py sweep --config=configs/side_experiments.py --workdir=DIR
 
 Section 3.1: fully connected layers instead of the 1x1 convolutions. Footnote 4: dropout after all
-layers, or only after the 1x1 ones. The paper prints no figures for either.
+layers, or only after the 1x1 ones. What the paper says of the outcome is not at hand.
 """
 
 from configs import cifar10

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.analysis import alignment, charts, figures, rule_table, ways_back
+from allcnn_jax.analysis import alignment, charts, figures, ways_back
 from allcnn_jax.analysis.records import Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
@@ -58,6 +58,12 @@ def test_runs_are_grouped_by_all_but_their_seed_and_named_by_what_differs():
   assert [label for label, _ in alignment.groups(runs[:2])] == ["fa"]
 
 
+def test_runs_of_another_length_are_another_curve():
+  runs = [run(), run(train__epochs=5), run(seed=1), run(log__every_steps=7)]
+  found = {label: len(members) for label, members in alignment.groups(runs)}
+  assert found == {"fa (train.epochs 1)": 3, "fa (train.epochs 5)": 1}
+
+
 def test_layers_stand_in_the_order_of_the_network():
   chart = alignment.angles([run(), run("bp")])
   assert [p.title for p in chart.panels] == ["fa"]  # backpropagation's own angle says nothing
@@ -103,13 +109,3 @@ def test_figure_1_sends_back_what_the_equations_say(tmp_path):
     np.testing.assert_array_equal(found, b)
     np.testing.assert_allclose(sent, ways_back.D @ b.T, rtol=1e-6)
   assert all(p.exists() for p in figures.visualize(tmp_path / "new", "fa1"))
-
-
-def test_the_table_says_n_deviation_and_epochs_and_types_nothing():
-  runs = [run(error=4.0), run(seed=1, error=6.0), run("bp", error=1.5)]
-  runs.append(run(seed=2, error=None))
-  rows = rule_table.markdown(runs).splitlines()
-  assert rows[2].startswith(
-    "| all_cnn_c, digits | fa | 5.00 | 1.41 | 2 | 1 | 1 | sgd, 0.05 | ok |  |"
-  )
-  assert rows[3].startswith("| all_cnn_c, digits | bp | 1.50 |  | 1 | 0 |")

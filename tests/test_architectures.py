@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -207,3 +208,27 @@ def test_what_a_table_cannot_take_is_refused(choices):
 def test_too_small_an_image_is_refused():
   with pytest.raises(UsageError, match="too small"):
     architectures.trace(resolved("all_cnn_c").table, (8, 8, 3))
+
+
+@pytest.mark.parametrize("name", ["model_c", "strided_cnn_b", "all_cnn_a"])
+def test_dropout_may_stand_after_all_layers_or_the_1x1_ones(name):
+  def kinds(where, **choices):
+    table = architectures.resolve(name, 10, dropout_after=where, **choices).table
+    return [(type(x).__name__, getattr(x, "kernel", 0), getattr(x, "rate", 0)) for x in table]
+
+  printed = [x for x in kinds("printed") if x[0] != "Dropout"]
+  for where in ("all", "1x1"):
+    found = kinds(where)
+    assert [x for x in found if x[0] != "Dropout"] == printed  # nothing else moves
+    assert found[0] == ("Dropout", 0, 0.2)
+    for layer, after in itertools.pairwise(found[1:]):
+      last = after[0] == "GlobalAverage"
+      wanted = layer[0] == "Conv" and not last and (where == "all" or layer[1] == 1)
+      assert (after == ("Dropout", 0, 0.5)) == wanted
+  dense = [x[0] for x in kinds("all", head="dense")]
+  assert dense[-2:] == ["Dropout", "Dense"]  # no dropout on the scores
+
+
+def test_dropout_elsewhere_needs_a_rate_for_the_input_and_one_for_the_rest():
+  with pytest.raises(UsageError, match="has 5 dropout levels and not two"):
+    architectures.resolve("large_all_cnn", 10, dropout_after="all")

@@ -95,3 +95,11 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(saved):
   store.save(state(4))
   store.close()
   assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["3", "4"]
+
+
+def test_no_pretrained_weights_are_published_yet():
+  for name in checkpoints.PRETRAINED:
+    with pytest.raises(UsageError, match=f"No weights of {name} are published yet"):
+      checkpoints.load_pretrained(name)
+  with pytest.raises(UsageError, match="Did you mean 'all_cnn_c_cifar10'"):
+    checkpoints.load_pretrained("all_cnn_c_cifar100")

@@ -145,3 +145,17 @@ def test_cifar10_whitens_to_small_correlations():
 
   assert neighbours(raw.astype(np.float32)) > 0.8
   assert abs(neighbours(white)) < 0.4
+
+
+@pytest.mark.parametrize("held_out", [0, 300])
+def test_training_images_are_as_many_as_are_loaded(held_out, npz):
+  for name in ("digits", f"npz:{npz}") if not held_out else ("digits",):
+    loaded = datasets.load(name, "train", (32, 32, 3), validation=held_out)
+    assert datasets.training_images(name, held_out) == len(loaded.labels)
+
+
+def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):
+  with pytest.raises(UsageError, match="download_and_prepare"):
+    datasets.training_images("cifar10", 0, str(tmp_path))
+  with pytest.raises(UsageError, match="leaves none of digits's 1438"):
+    datasets.training_images("digits", 1438)

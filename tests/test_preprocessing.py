@@ -1,3 +1,6 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 import scipy.linalg
@@ -112,3 +115,25 @@ def test_missing_and_damaged_are_one_line(tmp_path, images):
   path.write_bytes(path.read_bytes()[:20])
   with pytest.raises(UsageError, match="damaged"):
     preprocessing.load("standardize", tmp_path)
+
+
+def test_what_is_shared_is_stored_once_and_survives_its_source(tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+  fitted = preprocessing.Fitted(preprocessing.fit("gcn_zca", images), ("a", "b"), 20)
+  preprocessing.save(fitted, tmp_path / "first")
+  preprocessing.share(tmp_path / "first", tmp_path / "run")
+  files = [folder / "fitted.safetensors" for folder in (tmp_path / "first", tmp_path / "run")]
+  assert files[0].stat().st_ino == files[1].stat().st_ino
+  shutil.rmtree(tmp_path / "first")
+  found = preprocessing.load("gcn_zca", tmp_path / "run")
+  np.testing.assert_array_equal(found.preprocessor.matrix, fitted.preprocessor.matrix)
+  assert (found.classes, found.examples) == (("a", "b"), 20)
+
+
+def test_what_is_shared_is_copied_where_files_have_one_name(tmp_path, monkeypatch):
+  images = np.zeros((2, 4, 4, 3), np.uint8)
+  fitted = preprocessing.Fitted(preprocessing.fit("standardize", images), ("a",), 2)
+  preprocessing.save(fitted, tmp_path / "first")
+  monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
+  preprocessing.share(tmp_path / "first", tmp_path / "run")
+  assert preprocessing.load("standardize", tmp_path / "run").examples == 2

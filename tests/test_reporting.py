@@ -4,6 +4,7 @@ import struct
 import pytest
 from tensorboardX.proto import event_pb2
 
+from allcnn_jax.training import reporting
 from allcnn_jax.training.reporting import Reporter
 
 
@@ -56,3 +57,16 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
   assert "step 20/100  epoch 2.0  loss 0.0500  error 50.00 %" in out.out
   assert "test: loss 0.5000  error 25.00 %" in out.out
   assert "\r" not in out.out + out.err
+
+
+def test_the_time_of_training_is_that_of_its_steps_by_hand(tmp_path):
+  lines = [
+    {"step": 10, "images_per_second": 40.0},
+    {"step": 10, "eval_error": 1.0},
+    {"step": 30, "images_per_second": 16.0},
+  ]
+  assert reporting.seconds(lines, batch_size=8) == 10 * 8 / 40 + 20 * 8 / 16
+  assert reporting.seconds([], batch_size=8) == 0
+  assert reporting.read(tmp_path) == []
+  (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+  assert reporting.read(tmp_path) == lines

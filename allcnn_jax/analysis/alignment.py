@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import records
 from allcnn_jax.analysis.records import Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
@@ -54,24 +54,9 @@ class Chart(NamedTuple):
 Group = tuple[str, list[Record]]
 
 
-# These say how long a run is and how it is kept, not what it does.
-_QUIET = ("seed", "train.epochs", "train.steps", "checkpoint.every_steps")
-
-
 def groups(runs: Sequence[Record]) -> list[Group]:
-  """Runs that differ in their seed only, each with a name that tells it from the others.
-
-  The name is the rule's, with the keys that differ between the runs of that rule.
-  """
-  flat = [dict(config_lib.leaves(r.config)) for r in runs]
-  found: dict[str, list[Record]] = {}
-  for run, values in zip(runs, flat):
-    rule = values["rule.name"]
-    others = [f for f in flat if f["rule.name"] == rule]
-    told = [k for k in values if k not in _QUIET and any(f[k] != values[k] for f in others)]
-    said = ", ".join(f"{k} {values[k]}" for k in sorted(told))
-    found.setdefault(f"{rule} ({said})" if said else rule, []).append(run)
-  return list(found.items())
+  """Runs of one config but for the seed, each with its rule's name and what tells it from others."""
+  return records.groups(runs, by=("rule.name",))
 
 
 def curve(label: str, runs: Sequence[Record], name: str) -> Line:
@@ -80,12 +65,7 @@ def curve(label: str, runs: Sequence[Record], name: str) -> Line:
   steps = sorted(set.intersection(*(set(s) for s in series)))
   values = np.array([[s[step] for step in steps] for s in series])
   spread = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
-  return Line(label, np.array(steps) / _steps_per_epoch(runs[0]), values.mean(axis=0), spread)
-
-
-def _steps_per_epoch(run: Record) -> float:
-  lines = [x for x in run.metrics if x.get("epoch")]
-  return lines[0]["step"] / lines[0]["epoch"] if lines else 1.0
+  return Line(label, np.array(steps) / runs[0].steps_per_epoch, values.mean(axis=0), spread)
 
 
 def _layers(runs: Sequence[Record], what: str) -> list[str]:

@@ -19,10 +19,10 @@ import ml_collections
 from etils import epath
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.analysis import records, roofline
+from allcnn_jax.analysis import roofline
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, parts, sharding
+from allcnn_jax.training import evaluate, machine, parts, sharding
 from allcnn_jax.training import step as step_lib
 
 # Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
@@ -145,7 +145,7 @@ def benchmark(
     "augment": config.dataset.augment,
     "batch_size": recipe.batch_size,
     "dtype": config.train.dtype,
-    **records.machine(),
+    **machine.machine(),
     "images_per_second": {
       "median": median,
       "quartiles": [rates[len(rates) // 4], rates[-1 - len(rates) // 4]],

@@ -106,13 +106,13 @@ def write(sheet: Sheet | alignment.Chart, directory: epath.Path) -> list[epath.P
   files.write(paths[1], drawn.getvalue())
   paths.append(directory / "index.html")
   files.write(
-    paths[-1], page.build(_written(directory), f"Figures of {directory.parent.name}").encode()
+    paths[-1], page.build(written(directory), f"Figures of {directory.parent.name}").encode()
   )
   return paths
 
 
-def _written(directory: epath.Path) -> list[page.Figure]:
-  """All figures in a folder, by name."""
+def written(directory: epath.Path, place: str = "") -> list[page.Figure]:
+  """All figures in a folder, by name; `place` is the way to it from where the page will be."""
   figures = []
   for path in sorted(directory.glob("*.png")):
     arrays = path.with_suffix(".npz")
@@ -121,7 +121,7 @@ def _written(directory: epath.Path) -> list[page.Figure]:
         title, caption = str(archive["title"]), str(archive["caption"])
       png = path.read_bytes()
       width = round(Image.open(io.BytesIO(png)).width * 96 / _DPI)
-      figures.append(page.Figure(path.stem, title, caption, png, width))
+      figures.append(page.Figure(place + path.stem, title, caption, png, width))
   return figures
 
 

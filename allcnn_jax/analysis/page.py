@@ -1,4 +1,4 @@
-"""One self-contained HTML page of all figures in a folder."""
+"""One self-contained HTML page of all figures in a folder, and of what is said before them."""
 
 import base64
 import html
@@ -15,6 +15,8 @@ figure { margin: 0; overflow-x: auto; border: 1px solid #ddd; }
 figure img { display: block; max-width: none; height: auto; }
 @media (min-width: 60rem) { figure img { max-width: 100%; } }
 section { border-top: 1px solid #ddd; }
+table { border-collapse: collapse; font-size: .8rem; }
+th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 """
 
 
@@ -28,8 +30,14 @@ class Figure(NamedTuple):
   width: int
 
 
-def build(figures: list[Figure], title: str) -> str:
-  """The page: a list of links, then each figure with its caption and its arrays beside it."""
+def build(figures: list[Figure], title: str, first: str = "") -> str:
+  """The page: links, then each figure with its caption and its arrays beside it.
+
+  Args:
+    figures: in this order; a name with a folder in it is the way to the figure's files.
+    title: of the page.
+    first: HTML that stands before the figures.
+  """
   links = " ".join(f'<a href="#{f.name}">{html.escape(f.title)}</a>' for f in figures)
   sections = "\n".join(map(_section, figures))
   return f"""<!doctype html>
@@ -42,6 +50,7 @@ def build(figures: list[Figure], title: str) -> str:
 </head>
 <body>
 <header><h1>{html.escape(title)}</h1><nav>{links}</nav></header>
+{first}
 {sections}
 </body>
 </html>

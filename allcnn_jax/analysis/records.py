@@ -1,20 +1,23 @@
 """What is kept of a run beside its weights: one small JSON file, enough for tables and figures."""
 
 import json
-import os
-import platform
-from importlib import metadata
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import ml_collections
 from etils import epath
 
 from allcnn_jax import config as config_lib
+from allcnn_jax import files
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate
+from allcnn_jax.training import evaluate, reporting, sweep
 
-_PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# What a report writes into a folder of records, and a sweep into its own.
+REPORT = "report.json"
+_NO_RECORDS = (REPORT, sweep.FILE)
+_MACHINE = ("hardware", "versions", "commit")
+# Keys that change no number, so that runs that differ in them alone are runs of one config.
+_QUIET = ("seed", "dataset.data_dir", "log.", "checkpoint.")
 
 
 class Record(NamedTuple):
@@ -24,20 +27,72 @@ class Record(NamedTuple):
     config: complete.
     metrics: the lines of `metrics.jsonl`.
     evaluation: `evaluation.json`, or empty if the run has not ended.
+    machine: `hardware`, `versions` and `commit`, as far as they were kept.
+    name: of its folder or file.
   """
 
   config: ml_collections.ConfigDict
   metrics: list[dict[str, Any]]
   evaluation: dict[str, Any]
+  machine: dict[str, Any] = {}  # noqa: RUF012, nobody writes to it
+  name: str = ""
 
   def series(self, name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one number of the metrics."""
     lines = [x for x in self.metrics if name in x]
     return [x["step"] for x in lines], [x[name] for x in lines]
 
+  @property
+  def steps_per_epoch(self) -> float:
+    """1 if the metrics do not tell."""
+    lines = [x for x in self.metrics if x.get("epoch")]
+    return lines[-1]["step"] / lines[-1]["epoch"] if lines else 1.0
+
+  @property
+  def epochs(self) -> float:
+    """How many were done when the run was evaluated."""
+    return self.evaluation.get("step", 0) / self.steps_per_epoch
+
+  @property
+  def status(self) -> str:
+    """ "ok", "dead", "diverged", or "not ended"."""
+    status, train = self.evaluation.get("status", "not ended"), self.config.train
+    total = train.steps or train.epochs * round(self.steps_per_epoch)
+    cut = status != "diverged" and self.evaluation.get("step", total) < total
+    return "not ended" if cut else status
+
+  @property
+  def seconds(self) -> float:
+    """How long its training steps took."""
+    return reporting.seconds(self.metrics, self.config.train.batch_size)
+
+
+def groups(
+  runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()
+) -> list[tuple[str, list[Record]]]:
+  """Runs of one config, but for the seed, with a name that tells them from the others.
+
+  Args:
+    runs: of any configs.
+    by: the config keys whose values begin the name. The other keys that differ between runs that
+      agree in these follow in brackets.
+    without: keys that the name leaves out; runs that differ in them are in two groups all the same.
+  """
+  flat = [
+    {k: v for k, v in config_lib.leaves(run.config) if not k.startswith(_QUIET)} for run in runs
+  ]
+  found: dict[str, tuple[str, list[Record]]] = {}
+  for run, values in zip(runs, flat):
+    near = [f for f in flat if all(f[k] == values[k] for k in by)]
+    told = {k: v for k, v in values.items() if k not in without and any(f[k] != v for f in near)}
+    said = ", ".join(f"{k} {v}" for k, v in sorted(told.items()))
+    name = ", ".join(str(values[k]) for k in by) + (f" ({said})" if said else "")
+    found.setdefault(json.dumps(values, sort_keys=True), (name, []))[1].append(run)
+  return list(found.values())
+
 
 def write(workdir: epath.PathLike, path: epath.PathLike, command: str) -> None:
-  """Writes the record of a run's folder, with the machine, the versions and the command.
+  """Writes the record of a run's folder.
 
   Args:
     workdir: the run's folder.
@@ -47,7 +102,7 @@ def write(workdir: epath.PathLike, path: epath.PathLike, command: str) -> None:
   run = _of_workdir(epath.Path(workdir))
   record = {
     "command": command,
-    **machine(),
+    **run.machine,
     "evaluation": run.evaluation,
     "config": run.config.to_dict(),
   }
@@ -59,20 +114,7 @@ def write(workdir: epath.PathLike, path: epath.PathLike, command: str) -> None:
   )
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  path.write_text(text)
-
-
-def machine() -> dict[str, Any]:
-  """What a number was measured with: the hardware and the versions."""
-  device = jax.devices()[0]
-  return {
-    "hardware": {
-      "device": _processor() if device.platform == "cpu" else device.device_kind,
-      "devices": jax.device_count(),
-      "cores": os.cpu_count(),
-    },
-    "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES},
-  }
+  files.write(path, text.encode())
 
 
 def read(folder: epath.PathLike) -> list[Record]:
@@ -86,19 +128,20 @@ def read(folder: epath.PathLike) -> list[Record]:
     return [_of_workdir(folder)]
   inside = sorted(folder.iterdir()) if folder.is_dir() else []
   runs = [_of_workdir(x) for x in inside if (x / "config.json").exists()]
-  runs += [_of_file(x) for x in inside if x.suffix == ".json"]
+  runs += [_of_file(x) for x in inside if x.suffix == ".json" and x.name not in _NO_RECORDS]
   if not runs:
     raise UsageError(f"{folder} is no run's folder, and holds neither runs nor their records.")
   return runs
 
 
 def _of_workdir(workdir: epath.Path) -> Record:
-  config = evaluate.read_config(workdir)
-  metrics, result = workdir / "metrics.jsonl", workdir / "evaluation.json"
+  result, kept = workdir / "evaluation.json", workdir / "machine.json"
   return Record(
-    config,
-    [json.loads(x) for x in metrics.read_text().splitlines()] if metrics.exists() else [],
+    evaluate.read_config(workdir),
+    reporting.read(workdir),
     json.loads(result.read_text()) if result.exists() else {},
+    json.loads(kept.read_text()) if kept.exists() else {},
+    workdir.name,
   )
 
 
@@ -106,16 +149,11 @@ def _of_file(path: epath.Path) -> Record:
   try:
     values = json.loads(path.read_text())
     config = config_lib.from_json(json.dumps(values["config"]))
-    return Record(config, values["metrics"], values["evaluation"])
+    kept = {k: values[k] for k in _MACHINE if k in values}
+    return Record(config, values["metrics"], values["evaluation"], kept, path.stem)
   except (ValueError, KeyError, TypeError) as error:
     raise UsageError(f"{path} is no record of a run: {error}") from None
 
 
 def _short(value: Any) -> Any:
   return float(f"{value:.5g}") if isinstance(value, float) else value
-
-
-def _processor() -> str:
-  cpu = epath.Path("/proc/cpuinfo")
-  names = [x for x in cpu.read_text().splitlines() if "model name" in x] if cpu.exists() else []
-  return names[0].partition(":")[2].strip() if names else platform.processor()

@@ -122,22 +122,17 @@ def sizes(name: str, data_dir: str = "") -> Sizes:
   return Sizes(*counts, _label(name, builder).num_classes)
 
 
-def num_examples(name: str, split: str, *, validation: int = 0, data_dir: str = "") -> int:
-  """How many images `load` would give, without reading those of a TFDS set.
+def training_images(name: str, validation: int = 0, data_dir: str = "") -> int:
+  """How many images `load` would give to train on, without reading those of a TFDS set.
 
   Raises:
-    UsageError: the set cannot be had, or too many of its images are to be held out.
+    UsageError: the set is not at hand, or too many of its images are to be held out.
   """
-  carve = validation > 0 and split in ("train", "validation")
-  source = "train" if carve else split
-  if name == "digits" or name.startswith("npz:"):
-    n = len(_read(name, source, data_dir).labels)
-  else:
-    n = _prepared(name, data_dir).info.splits[source].num_examples
-  if not carve:
-    return n
+  if name != "digits" and not name.startswith("npz:"):
+    _prepared(name, data_dir)
+  n = sizes(name, data_dir).train
   _check_held_out(name, validation, n)
-  return validation if split == "validation" else n - validation
+  return n - validation
 
 
 def _check_held_out(name: str, validation: int, n: int) -> None:

@@ -5,12 +5,13 @@ holds arrays and JSON, nothing that could run when it is read.
 """
 
 import logging
+from typing import NoReturn
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, unknown
 from allcnn_jax.training import sharding
 from allcnn_jax.training.step import TrainState
 
@@ -93,6 +94,24 @@ class Checkpoints:
     """Ends what runs in the background."""
     if self._orbax is not None:
       self._orbax.close()
+
+
+# Trained here, by name. None is published yet.
+PRETRAINED = ("all_cnn_c_cifar10",)
+
+
+def load_pretrained(name: str) -> NoReturn:
+  """Would load a network that was trained here.
+
+  Raises:
+    UsageError: none is published yet, or there will be none of this name.
+  """
+  if name not in PRETRAINED:
+    raise unknown("pretrained network", name, PRETRAINED)
+  raise UsageError(
+    f"No weights of {name} are published yet. Train it: "
+    "python launch.py train --config=configs/cifar10.py:all_cnn_c --workdir=DIR."
+  )
 
 
 def _lacks_feedback(place: epath.Path) -> bool:

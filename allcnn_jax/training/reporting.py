@@ -129,9 +129,10 @@ def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
   """How long the training steps of a run took, by the speeds in its metrics."""
   trained = [x for x in lines if "images_per_second" in x]
   starts = [0, *(x["step"] for x in trained)]
-  return sum(
+  took = (
     (x["step"] - start) * batch_size / x["images_per_second"] for start, x in zip(starts, trained)
   )
+  return sum(took, start=0.0)
 
 
 def _drop_after(path: epath.Path, step: int) -> None:

@@ -92,7 +92,9 @@ def plan(
     config.update_from_flattened_dict(overrides)
     config_lib.check(config)
     flat = dict(config_lib.leaves(config))
-    name = "-".join(_plain(flat[key]) for key in names)
+    # Of the path of a set its last part.
+    told = [str(flat[key]).rpartition("/")[2].removesuffix(".npz") for key in names]
+    name = "-".join(map(_plain, told))
     # An override can make two units the same: then there is one.
     if units.setdefault(name, config).to_dict() != config.to_dict():
       raise UsageError(f"Two units of the sweep are called {name!r}: name what tells them apart.")
@@ -105,8 +107,8 @@ def plan(
 
 
 def _plain(value: Any) -> str:
-  """A config's value as part of a file's name; of a path the last part."""
-  return re.sub(r"[^\w.]+", "_", str(value).rpartition("/")[2]).strip("_")
+  """A config's value as part of a file's name."""
+  return re.sub(r"[^\w.]+", "_", str(value)).strip("_")
 
 
 def sweep(
@@ -152,6 +154,7 @@ class _Sweep:
           if not self._do(run, unit):
             return "stopped", self._broken()
           bar.update()
+        jax.clear_caches()  # what was compiled for one unit serves no other
     return "done", self._broken()
 
   def _runs(self, unit: str) -> Iterator[Run]:
@@ -211,8 +214,6 @@ class _Sweep:
       files.write(self._mark(run), f"{line}\n".encode())
       reporting.note(f"Broken: {line}\nIt is passed until {self._mark(run)} is removed.")
       return True
-    finally:
-      jax.clear_caches()  # what was compiled for one run serves no other
     return outcome.status != "stopped"
 
   def _broken(self) -> int:
@@ -256,7 +257,7 @@ class _Cost:
     traced = architectures.trace(net.table, parts.image(config))
     self._multiply_adds = sum(row.multiply_adds for row in traced)
     self._examples = {
-      n: datasets.num_examples(data[0], "train", validation=n, data_dir=data[1])
+      n: datasets.training_images(data[0], n, data[1])
       for n in {plan.held_out, config.dataset.validation, 0}
     }
     for n in self._examples.values():

@@ -1,0 +1,250 @@
+"""A folder of runs, or of their records -> its table as Markdown, JSON and one HTML page.
+
+The command `report`. What stands on the page is in the folder: the table, the learning curves and
+every figure that was drawn of its runs.
+"""
+
+import html
+import json
+from collections.abc import Sequence
+
+from etils import epath
+
+from allcnn_jax import files
+from allcnn_jax.analysis import alignment, figures, page, records, tables
+from allcnn_jax.analysis.tables import Line, Made
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import sweep
+
+TABLE = "TABLE.md"
+_CURVES = 6  # of one panel: more cannot be told apart
+
+
+def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> list[epath.Path]:
+  """Writes the table of a folder's runs: TABLE.md, report.json, report.html and figures/curves.
+
+  Args:
+    workdir: a run's folder, a folder of runs such as a sweep's, or of their records.
+    output: where to write; the folder itself by default. Another one gets a record of every run
+      too, so that it can be reported on alone.
+
+  Returns:
+    the paths written.
+
+  Raises:
+    UsageError: there are no runs.
+  """
+  source, place = epath.Path(workdir), epath.Path(workdir if output is None else output)
+  runs = records.read(source)
+  made = of_folder(source, runs)
+  paths = []
+  if place != source:
+    paths += _keep(source, runs, place)
+  place.mkdir(parents=True, exist_ok=True)
+  drawn = figures.write(curves(runs), place / "figures")
+  pictures = figures.written(place / "figures", "figures/")
+  if place == source:
+    for folder in sorted(source.glob("*/figures")):
+      pictures += figures.written(folder, f"{folder.parent.name}/figures/")
+  for name, text in (
+    (TABLE, markdown(made)),
+    (records.REPORT, as_json(made)),
+    ("report.html", page.build(pictures, made.title, _html(made))),
+  ):
+    files.write(place / name, text.encode())
+    paths.append(place / name)
+  return [*paths, *drawn]
+
+
+def of_folder(folder: epath.PathLike, runs: Sequence[records.Record]) -> Made:
+  """The table of a folder: that of its sweep if it is one, else the one that fits."""
+  plan = epath.Path(folder) / sweep.FILE
+  declared = json.loads(plan.read_text())["table"] if plan.exists() else ""
+  return tables.make(runs, declared or None)
+
+
+def _keep(
+  source: epath.Path, runs: Sequence[records.Record], place: epath.Path
+) -> list[epath.Path]:
+  """Writes the record of each run, and the sweep's file, so that the runs can be thrown away."""
+  one = (source / "config.json").exists()
+  folders = [source if one else source / run.name for run in runs]
+  if not all(folder.is_dir() for folder in folders):
+    raise UsageError(f"--output={place}: {source} holds records already; copy them there.")
+  place.mkdir(parents=True, exist_ok=True)
+  command = ""
+  if (source / sweep.FILE).exists():
+    text = (source / sweep.FILE).read_text()
+    command = json.loads(text)["command"]
+    files.write(place / sweep.FILE, text.encode())
+  paths = [place / f"{run.name}.json" for run in runs]
+  for folder, path in zip(folders, paths):
+    records.write(folder, path, command)
+  return paths
+
+
+def curves(runs: Sequence[records.Record]) -> alignment.Chart:
+  """Training and evaluation error over epochs, six configs a panel."""
+  found = []
+  for name, members in records.groups(runs, ("model.name",)):
+    alive = [r for r in members if r.status == "ok"] or members
+    if all(r.series("train_error")[0] and r.series("eval_error")[0] for r in alive):
+      found.append((name, alive))
+  panels = []
+  for first in range(0, len(found), _CURVES):
+    for title, what in (("training", "train_error"), ("evaluation", "eval_error")):
+      lines = [alignment.curve(name, alive, what) for name, alive in found[first : first + _CURVES]]
+      panels.append(alignment.Panel(title, "error, %", lines))
+  counts = ", ".join(f"{name}: {len(alive)}" for name, alive in found)
+  return alignment.Chart(
+    "curves",
+    "Learning curves",
+    "Error over epochs: the mean over runs that differ in their seed, shaded by their standard "
+    "deviation; dead and diverged runs are left out where others are there. Training errors are "
+    f"those of the steps since the last line, with dropout and augmentation. Runs: {counts}.",
+    panels,
+  )
+
+
+Grid = list[list[str]]  # a header, then rows
+
+_HEADER = [
+  "network",
+  "data",
+  "paper, error %",
+  "error %",
+  "standard deviation",
+  "n",
+  "not counted",
+  "last epoch",
+  "difference",
+  "parameters",
+  "paper's",
+  "multiply-adds",
+  "rate",
+  "time an epoch, s",
+  "time a run, s",
+  "measured with",
+  "unlike the paper",
+]
+
+
+def grid(made: Made) -> Grid:
+  """The cells of the table, as text."""
+  return [_HEADER, *([*_cells(x)] for x in made.lines)]
+
+
+def trials(made: Made) -> Grid:
+  """The cells of the runs on held-out images; empty if there are none."""
+  header = [
+    "network",
+    "data",
+    "rate",
+    "error on held-out images, %",
+    "n",
+    "not counted",
+    "last epoch",
+  ]
+  rows = [
+    [x.name, x.data, f"{x.rate:g}", _two(x.error), str(x.n), _not_counted(x), _plain(x.epoch)]
+    for x in made.trials
+  ]
+  return [header, *rows] if rows else []
+
+
+def _cells(x: Line) -> Sequence[str]:
+  rate = "" if x.rate is None else f"{x.rate:g}"
+  if x.rates:
+    rate += f" of {', '.join(f'{r:g}' for r in x.rates)}"
+  return (
+    x.name + " †" * x.theirs,
+    x.data,
+    "" if x.printed is None else f"{x.printed:g}" if x.printed >= 40 else f"{x.printed:.2f}",
+    _two(x.error),
+    _two(x.deviation),
+    str(x.n) if x.rate is not None else "",
+    _not_counted(x),
+    _plain(x.epoch),
+    "" if x.difference is None else f"{x.difference:+.2f}",
+    _many(x.parameters),
+    x.printed_parameters,
+    _many(x.multiply_adds),
+    rate,
+    _plain(x.epoch_seconds),
+    _plain(x.seconds),
+    ", ".join(map(str, x.measured_with)),
+    ", ".join(x.unlike),
+  )
+
+
+def _not_counted(x: Line) -> str:
+  counts = {"dead": x.dead, "diverged": x.diverged, "not ended": x.not_ended}
+  return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
+
+
+def _two(value: float | None) -> str:
+  return "" if value is None else f"{value:.2f}"
+
+
+def _plain(value: float | None) -> str:
+  return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def _many(value: int | None) -> str:
+  return "" if value is None else f"{value:,}"
+
+
+ABOUT = (
+  "Errors are those of the last epoch. Runs that differ in their seed alone stand in one line: mean "
+  "and standard deviation over the n runs that came to their end alive; dead runs (their loss stayed "
+  "at ln(classes)), diverged ones and those that have not ended are counted apart. Times are those "
+  "of the training steps."
+)
+
+
+def about(made: Made) -> list[str]:
+  """The paragraphs below a table that are its own."""
+  measured = [f"[{i}] {text}." for i, text in enumerate(made.machines, 1)]
+  return [x for x in (made.remark, " ".join(measured)) if x]
+
+
+def markdown(made: Made) -> str:
+  """The table as Markdown."""
+  return "\n\n".join([f"# {made.title}", ABOUT, *blocks(made)]) + "\n"
+
+
+def blocks(made: Made) -> list[str]:
+  """The table and what is said of it, without its title."""
+  found = [_markdown(grid(made)), *about(made)]
+  if made.trials:
+    found += ["On held-out training images:", _markdown(trials(made))]
+  return found
+
+
+def _markdown(cells: Grid) -> str:
+  rows = [cells[0], ["---"] * len(cells[0]), *cells[1:]]
+  return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def as_json(made: Made) -> str:
+  """The table with all that its lines know."""
+  values = made._asdict() | {
+    "lines": [x._asdict() for x in made.lines],
+    "trials": [x._asdict() for x in made.trials],
+  }
+  return json.dumps(values, indent=2) + "\n"
+
+
+def _html(made: Made) -> str:
+  paragraphs = "".join(f"<p>{html.escape(x)}</p>" for x in (ABOUT, *about(made)))
+  held_out = _html_table(trials(made)) if made.trials else ""
+  title = "<h2>On held-out training images</h2>" if held_out else ""
+  return f"<section>{_html_table(grid(made))}{paragraphs}{title}{held_out}</section>"
+
+
+def _html_table(cells: Grid) -> str:
+  head = "".join(f"<th>{html.escape(x)}</th>" for x in cells[0])
+  body = "".join(
+    "<tr>" + "".join(f"<td>{html.escape(x)}</td>" for x in row) + "</tr>" for row in cells[1:]
+  )
+  return f"<figure><table><tr>{head}</tr>{body}</table></figure>"

@@ -1,0 +1,61 @@
+"""results/ -> its README and the table at the head of the project's own.
+
+  python -m allcnn_jax.analysis.results
+
+Rewrites the TABLE.md of every folder of records that has one, results/README.md, and the table
+between `<!-- results -->` marks in README.md.
+"""
+
+import re
+import sys
+
+from etils import epath
+
+from allcnn_jax import files
+from allcnn_jax.analysis import printed, records, report, tables
+
+_HEAD = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
+
+
+def generated(root: epath.PathLike) -> dict[epath.Path, str]:
+  """The text of every file that is made from the records under `root`/results."""
+  root = epath.Path(root)
+  folders = sorted(x.parent for x in (root / "results").glob(f"*/{report.TABLE}"))
+  runs = {folder: records.read(folder) for folder in folders}
+  made = {folder: report.of_folder(folder, found) for folder, found in runs.items()}
+  readme = root / "README.md"
+  head = _head([run for found in runs.values() for run in found])
+  return {
+    **{folder / report.TABLE: report.markdown(x) for folder, x in made.items()},
+    root / "results" / "README.md": _overview(made),
+    readme: _HEAD.sub(lambda marks: f"{marks[1]}\n{head}\n\n{marks[2]}", readme.read_text()),
+  }
+
+
+def _overview(made: dict[epath.Path, tables.Made]) -> str:
+  blocks = [
+    "# Measured results",
+    "Made by `python -m allcnn_jax.analysis.results` from the records in each folder; a record has "
+    "the run's config, its curves, its command, the machine, the versions and the commit. What was "
+    "tried on the way is in [LOG.md](LOG.md).",
+    report.ABOUT,
+  ]
+  for folder, x in made.items():
+    blocks += [f"## {x.title}: [{folder.name}]({folder.name}/{report.TABLE})", *report.blocks(x)]
+  return "\n\n".join(blocks) + "\n"
+
+
+def _head(runs: list[records.Record]) -> str:
+  """The first paper's own figures, and ours where its experiment was repeated."""
+  lines = ["| test error | paper | here | n |", "| --- | --- | --- | --- |"]
+  for x in tables.fill(printed.OURS, runs):
+    here, n = ("", "") if x.unlike or x.error is None else (f"{x.error:.2f} %", x.n)
+    spread = f" ± {x.deviation:.2f}" if here and x.deviation is not None else ""
+    lines.append(f"| {x.name}, {x.data} | {x.printed:g} % | {here}{spread} | {n} |")
+  return "\n".join(lines)
+
+
+if __name__ == "__main__":
+  for path, text in generated(sys.argv[1] if sys.argv[1:] else ".").items():
+    files.write(path, text.encode())
+    print(path)

@@ -1,0 +1,290 @@
+"""Runs -> the papers' tables, measured beside printed.
+
+Runs that differ in their seed alone stand in one line, and no other run slips into it. Only runs
+that came to their end alive are averaged; a cell that nobody measured is empty.
+"""
+
+import statistics
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import ml_collections
+
+from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import records
+from allcnn_jax.analysis.printed import TABLES, Row
+from allcnn_jax.analysis.records import Record
+from allcnn_jax.data import datasets
+from allcnn_jax.errors import UsageError
+from allcnn_jax.nets import architectures
+from allcnn_jax.training import parts
+
+
+class Line(NamedTuple):
+  """A line of a made table: a printed row, the runs of one config, or both.
+
+  Attributes:
+    name: of the row or of the runs.
+    data: what they are on.
+    printed: the paper's error, percent.
+    theirs: whether the row is others' work.
+    error: the mean over the n runs that count, percent.
+    deviation: the standard deviation over them.
+    n: how many count.
+    dead: runs whose loss stayed at ln(classes).
+    diverged: runs whose loss stopped being finite.
+    not_ended: runs that have not come to their end.
+    epoch: the last one, at which the error was taken.
+    difference: error - printed, where the runs repeat the paper's experiment.
+    parameters: of the network.
+    printed_parameters: the paper's.
+    multiply_adds: of a forward pass over one image.
+    rate: learning rate at the start.
+    rates: those that it was chosen from.
+    epoch_seconds: time of an epoch's training steps, the median speed; the mean over runs.
+    seconds: time of a run's training steps, the mean over runs.
+    measured_with: numbers of `Made.machines`.
+    unlike: in which keys the runs are not the paper's experiment, with their values.
+    seeds: of the runs that count.
+  """
+
+  name: str
+  data: str
+  printed: float | None = None
+  theirs: bool = False
+  error: float | None = None
+  deviation: float | None = None
+  n: int = 0
+  dead: int = 0
+  diverged: int = 0
+  not_ended: int = 0
+  epoch: float | None = None
+  difference: float | None = None
+  parameters: int | None = None
+  printed_parameters: str = ""
+  multiply_adds: int | None = None
+  rate: float | None = None
+  rates: tuple[float, ...] = ()
+  epoch_seconds: float | None = None
+  seconds: float | None = None
+  measured_with: tuple[int, ...] = ()
+  unlike: tuple[str, ...] = ()
+  seeds: tuple[int, ...] = ()
+
+
+class Made(NamedTuple):
+  """A table with what was measured in it.
+
+  Attributes:
+    title: the paper's table.
+    lines: as printed, with our columns; runs that fit no printed row stand at the end.
+    trials: runs on held-out training images, by which rates are chosen.
+    machines: what was measured with.
+    remark: a sentence below.
+  """
+
+  title: str
+  lines: list[Line]
+  trials: list[Line]
+  machines: list[str]
+  remark: str
+
+
+Group = tuple[str, list[Record]]
+# Keys that say how many weights a network has.
+_SHAPING = ("model.name", "model.width", "model.head", "model.pool", "dataset.name")
+# What columns of their own say.
+_IN_COLUMNS = (
+  "dataset.name",
+  "dataset.augment",
+  "optimizer.learning_rate",
+  "train.epochs",
+  "train.steps",
+)
+
+
+def make(runs: Sequence[Record], table: str | None = None) -> Made:
+  """The table of some runs.
+
+  Args:
+    runs: of any configs; those that differ in their seed alone stand in one line.
+    table: one of `printed.TABLES`; None: the one that fits.
+  """
+  shown = TABLES[fitting(runs) if table is None else table]
+  machines: list[str] = []
+  finals = [r for r in runs if not r.config.dataset.validation]
+  held_out = groups([r for r in runs if r.config.dataset.validation])
+  lines, left = _fill(shown.rows, groups(finals), machines, held_out, shown.whole)
+  lines += [_line(members, machines, held_out, name) for name, members in left]
+  trials = [_line(members, machines, [], name) for name, members in held_out]
+  trials.sort(key=lambda x: (x.name, x.data, -x.rate))
+  return Made(shown.title, lines, trials, machines, shown.remark)
+
+
+def fill(rows: Sequence[Row], runs: Sequence[Record]) -> list[Line]:
+  """Printed rows with the runs that stand in them, all training images used."""
+  finals = [r for r in runs if not r.config.dataset.validation]
+  return _fill(rows, groups(finals), [], [], whole=True)[0]
+
+
+def _fill(
+  rows: Sequence[Row], left: list[Group], machines: list[str], held_out: list[Group], whole: bool
+) -> tuple[list[Line], list[Group]]:
+  """The lines of printed rows, and the runs that stand in none."""
+  lines = []
+  for row in rows:
+    mine = [g for g in left if _fits(row, g[1][0].config)]
+    left = [g for g in left if g not in mine]
+    for name, members in mine:
+      # Brackets tell several configs in one row apart.
+      brackets = name[name.index(" (") :] if len(mine) > 1 and " (" in name else ""
+      lines.append(_line(members, machines, held_out, row.name + brackets, row))
+    if not mine and whole:
+      lines.append(_empty(row))
+  return lines, left
+
+
+def _empty(row: Row) -> Line:
+  """A row that nobody has measured."""
+  if row.keys is None:
+    return Line(row.name, row.data, row.error, theirs=True)
+  config = config_lib.complete(ml_collections.ConfigDict())
+  told = {k: v for k, v in {**row.like, **row.keys}.items() if k in _SHAPING}
+  config.update_from_flattened_dict(told)
+  parameters, multiply_adds = _cost(config)
+  return Line(
+    row.name,
+    row.data,
+    row.error,
+    parameters=parameters,
+    printed_parameters=row.parameters,
+    multiply_adds=multiply_adds,
+  )
+
+
+def groups(runs: Sequence[Record]) -> list[Group]:
+  """Runs of one config, but for the seed, named by what no column says."""
+  by = ["model.name"]
+  if any(r.config.rule.name != "bp" for r in runs):
+    by.append("rule.name")
+  return records.groups(runs, by, _IN_COLUMNS)
+
+
+def fitting(runs: Sequence[Record]) -> str:
+  """The table that some runs belong to."""
+
+  def some(table: str, data: bool = True) -> bool:
+    return any(
+      _fits(row, run.config) and not (data and _unlike(row, run.config, ("dataset.name",)))
+      for row in TABLES[table].rows
+      for run in runs
+    )
+
+  if any(r.config.rule.name != "bp" or r.config.model.name.startswith("fa_") for r in runs):
+    return "fa_table1"
+  nets = {r.config.model.name for r in runs}
+  if some("table4") and nets <= {"all_cnn_c", "large_all_cnn", "all_cnn_imagenet"}:
+    return "table4"
+  if any(r.config.model.name == "small_convnet" or r.config.model.pool != "max" for r in runs):
+    return "pooling"
+  return "table3" if some("table3") else ""
+
+
+def _fits(row: Row, config: ml_collections.ConfigDict) -> bool:
+  values = dict(config_lib.leaves(config))
+  return row.keys is not None and all(values[k] == v for k, v in row.keys.items())
+
+
+def _unlike(
+  row: Row, config: ml_collections.ConfigDict, keys: Sequence[str] | None = None
+) -> tuple[str, ...]:
+  values = dict(config_lib.leaves(config))
+  asked = {k: v for k, v in row.like.items() if keys is None or k in keys}
+  return tuple(f"{k} {values[k]}" for k, v in asked.items() if values[k] != v)
+
+
+def _line(
+  members: list[Record],
+  machines: list[str],
+  held_out: list[Group],
+  name: str,
+  row: Row | None = None,
+) -> Line:
+  config = members[0].config
+  status = [r.status for r in members]
+  good = [r for r in members if r.status == "ok"]
+  errors = [r.evaluation["error"] for r in good]
+  error = statistics.mean(errors) if errors else None
+  printed, unlike = (row.error, _unlike(row, config)) if row else (None, ())
+  parameters, multiply_adds = _cost(config)
+  timed = [r for r in good if r.seconds]
+  data = (config.dataset.name, config.dataset.augment)
+  return Line(
+    name,
+    ", ".join(x for x in data if x != "none"),
+    printed,
+    error=error,
+    deviation=statistics.stdev(errors) if len(errors) > 1 else None,
+    n=len(good),
+    dead=status.count("dead"),
+    diverged=status.count("diverged"),
+    not_ended=status.count("not ended"),
+    epoch=max((r.epochs for r in good), default=None),
+    difference=None if unlike or None in (error, printed) else error - printed,
+    parameters=parameters,
+    printed_parameters=row.parameters if row else "",
+    multiply_adds=multiply_adds,
+    rate=config.optimizer.learning_rate,
+    rates=_tried(config, held_out),
+    epoch_seconds=statistics.mean(map(_epoch_seconds, timed)) if timed else None,
+    seconds=statistics.mean(r.seconds for r in timed) if timed else None,
+    measured_with=tuple(sorted({_number(_machine(r), machines) for r in members})),
+    unlike=unlike,
+    seeds=tuple(r.config.seed for r in good),
+  )
+
+
+def _tried(config: ml_collections.ConfigDict, held_out: list[Group]) -> tuple[float, ...]:
+  """The rates of the runs on held-out images that are like this one in all else."""
+  free = ("seed", "optimizer.learning_rate", "dataset.validation")
+
+  def rest(config):
+    return {k: v for k, v in config_lib.leaves(config) if k not in free}
+
+  found = {
+    g[0].config.optimizer.learning_rate for _, g in held_out if rest(g[0].config) == rest(config)
+  }
+  return tuple(sorted(found, reverse=True))
+
+
+def _epoch_seconds(run: Record) -> float:
+  _, speeds = run.series("images_per_second")
+  return run.steps_per_epoch * run.config.train.batch_size / statistics.median(speeds)
+
+
+def _cost(config: ml_collections.ConfigDict) -> tuple[int | None, int | None]:
+  """Parameters and multiply-adds of a config's network; None if its set is not at hand."""
+  try:
+    classes = datasets.num_classes(config.dataset.name, config.dataset.data_dir)
+    rows = architectures.trace(parts.network(config, classes).table, parts.image(config))
+  except UsageError:
+    return None, None
+  return sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)
+
+
+def _machine(run: Record) -> str:
+  kept = run.machine
+  if not kept:
+    return "not kept"
+  hardware, versions = kept["hardware"], kept["versions"]
+  count = f"{hardware['devices']} x " if hardware["devices"] > 1 else ""
+  said = [f"{count}{hardware['device']}, {hardware['cores']} cores"]
+  said += [f"{name} {version}" for name, version in versions.items()]
+  commit = f"; commit {kept['commit']}" if kept.get("commit") else ""
+  return ", ".join(said) + commit
+
+
+def _number(text: str, machines: list[str]) -> int:
+  if text not in machines:
+    machines.append(text)
+  return machines.index(text) + 1

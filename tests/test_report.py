@@ -1,0 +1,64 @@
+"""The command `report`, on real runs and on their records."""
+
+import json
+
+import pytest
+from test_alignment import run as record
+
+from allcnn_jax.analysis import report
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import evaluate, loop
+
+
+@pytest.fixture
+def two(tiny, tmp_path):
+  """A folder with two runs of one config."""
+  tiny.train.steps, tiny.model.width = 4, 0.05
+  for seed in (0, 1):
+    tiny.seed = seed
+    folder = tmp_path / "runs" / f"run{seed}"
+    loop.train(tiny, folder)
+    values = json.loads((folder / "evaluation.json").read_text())
+    evaluate.write(folder, values | {"status": "ok", "error": 20.0 + 4 * seed})
+  return tmp_path / "runs"
+
+
+def test_two_runs_are_one_line_in_markdown_json_and_html(two, tmp_path):
+  paths = {p.name for p in report.report(two)}
+  assert {"TABLE.md", "report.json", "report.html", "curves.png"} <= paths
+  made = json.loads((two / "report.json").read_text())
+  (line,) = made["lines"]
+  assert (line["n"], line["error"]) == (2, 22.0)
+  assert line["deviation"] == pytest.approx(8**0.5)
+  page = (two / "report.html").read_text()
+  assert "<table>" in page
+  assert "strided_cnn_a" in page
+  assert 'src="data:image/png;base64,' in page
+  assert "http" not in page
+
+  # Kept elsewhere as records, the same table comes out without the runs.
+  kept = tmp_path / "kept"
+  report.report(two, kept)
+  first = (kept / "TABLE.md").read_text()
+  assert first == (two / "TABLE.md").read_text()
+  assert {p.name for p in kept.glob("run*.json")} == {"run0.json", "run1.json"}
+  report.report(kept)
+  assert (kept / "TABLE.md").read_text() == first
+  with pytest.raises(UsageError, match="holds records already"):
+    report.report(kept, tmp_path / "elsewhere")
+
+
+def test_no_runs_are_refused_and_nothing_is_written(tmp_path):
+  with pytest.raises(UsageError, match="holds neither runs nor their records"):
+    report.report(tmp_path / "none")
+  assert not any(tmp_path.iterdir())
+
+
+def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
+  runs = [record(seed=i, scale=1.0 + i, model__width=0.1 * (1 + i % 8)) for i in range(8)]
+  dead = record(seed=99, scale=50.0, model__width=0.1)
+  dead.evaluation["status"] = "dead"
+  chart = report.curves([*runs, dead])
+  assert [len(panel.lines) for panel in chart.panels] == [6, 6, 2, 2]
+  narrow = chart.panels[0].lines[0]
+  assert narrow.y.max() == runs[0].series("train_error")[1][-1]

@@ -1,0 +1,287 @@
+"""Sweeps: what they plan, what they leave to be done, and one whole one that is killed."""
+
+import importlib
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from absl import flags
+from test_configs import SWEEPS
+
+import launch
+from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import printed
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import evaluate, loop, sweep
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture
+def declared(tiny):
+  """Two nets, two rates, two seeds."""
+  units = []
+  for name in ("strided_cnn_a", "all_cnn_a"):
+    units.append(tiny.copy_and_resolve_references())
+    units[-1].model.name = name
+  return {"units": units, "rates": (0.1, 0.01), "held_out": 20, "seeds": 2, "table": "table3"}
+
+
+class Trainer:
+  """Stands in for `loop.train`: a run ends at once, as `outcomes` says by its folder's name."""
+
+  def __init__(self, monkeypatch):
+    self.trained, self.outcomes = [], {}
+    monkeypatch.setattr(loop, "train", self)
+
+  def __call__(self, config, workdir, shared=None):
+    self.trained.append(workdir.name)
+    told = [x for part, x in self.outcomes.items() if part in workdir.name]
+    outcome = told[0] if told else 100 * config.optimizer.learning_rate
+    if isinstance(outcome, BaseException):
+      raise outcome
+    if outcome == "stopped":
+      return loop.Outcome("stopped", 1)
+    status = outcome if isinstance(outcome, str) else "ok"
+    held_out = config.dataset.validation
+    step = config.train.epochs * ((96 - held_out) // config.train.batch_size)
+    workdir.mkdir(parents=True, exist_ok=True)
+    error = None if status == "diverged" else outcome if status == "ok" else 90.0
+    values = {
+      "error": error,
+      "status": status,
+      "step": 1 if status == "diverged" else step,
+      "split": "validation" if held_out else "test",
+      "dataset": config.dataset.name,
+    }
+    (workdir / "evaluation.json").write_text(json.dumps(values))
+    return loop.Outcome(status, step)
+
+
+@pytest.fixture
+def trainer(monkeypatch):
+  return Trainer(monkeypatch)
+
+
+def go(declared, workdir, **options):
+  return sweep.sweep(sweep.plan(declared, {}), workdir, **options)
+
+
+def test_rates_are_chosen_on_held_out_images_and_seeds_use_all(declared, trainer, tmp_path):
+  assert go(declared, tmp_path / "s") == ("done", 0)
+  first = [name.removeprefix("strided_cnn_a-colours-") for name in trainer.trained[:4]]
+  assert first == [
+    "rate0.1-held_out-seed0",
+    "rate0.01-held_out-seed0",
+    "rate0.01-seed0",
+    "rate0.01-seed1",
+  ]
+  assert len(trainer.trained) == len(set(trainer.trained)) == 8
+
+
+def test_a_plan_s_runs_are_complete_configs_that_differ_in_nothing_else(declared):
+  plan = sweep.plan(declared, {})
+  trials, finals = plan.trials("all_cnn_a-colours"), plan.finals("all_cnn_a-colours", 0.1)
+  values = [dict(config_lib.leaves(run.config)) for run in trials + finals]
+  differ = {k for k in values[0] if len({str(v[k]) for v in values}) > 1}
+  assert differ == {"seed", "optimizer.learning_rate", "dataset.validation"}
+  assert [v["dataset.validation"] for v in values] == [20, 20, 0, 0]
+  assert [v["seed"] for v in values] == [0, 0, 0, 1]
+
+
+def test_what_is_done_is_skipped_and_what_stopped_is_gone_on_with(declared, trainer, tmp_path):
+  trainer.outcomes = {"rate0.01-seed1": "stopped"}
+  assert go(declared, tmp_path / "s")[0] == "stopped"
+  done, trainer.trained, trainer.outcomes = trainer.trained, [], {}
+  assert go(declared, tmp_path / "s") == ("done", 0)
+  assert trainer.trained[0] == done[-1]
+  assert len(trainer.trained) == 8 - len(done) + 1
+  trainer.trained = []
+  go(declared, tmp_path / "s")
+  assert trainer.trained == []
+
+
+def test_a_broken_run_is_marked_in_one_line_and_passed(declared, trainer, tmp_path, capsys):
+  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": RuntimeError("no\n memory")}
+  assert go(declared, tmp_path / "s") == ("done", 1)
+  (mark,) = (tmp_path / "s").glob("*.broken")
+  assert mark.read_text() == "RuntimeError: no memory\n"
+  assert len(trainer.trained) == 8
+  assert "strided_cnn_a-colours-rate0.1-seed0" in trainer.trained  # of the rates that are left
+  trainer.trained, trainer.outcomes = [], {}
+  assert go(declared, tmp_path / "s") == ("done", 1)
+  assert trainer.trained == []
+  mark.unlink()
+  assert go(declared, tmp_path / "s") == ("done", 0)
+  assert "strided_cnn_a-colours-rate0.01-held_out-seed0" in trainer.trained
+
+
+def test_a_dead_or_diverged_rate_is_not_chosen(declared, trainer, tmp_path):
+  trainer.outcomes = {
+    "strided_cnn_a-colours-rate0.01-held_out": "dead",
+    "-all_cnn_a-colours-rate0.01-held_out": "diverged",
+  }
+  go(declared, tmp_path / "s")
+  assert "strided_cnn_a-colours-rate0.1-seed0" in trainer.trained
+  trainer.outcomes = {"held_out": "diverged"}
+  trainer.trained = []
+  assert go(declared, tmp_path / "none") == ("done", 0)
+  assert len(trainer.trained) == 4  # no seeds
+  trainer.outcomes = {"held_out": "dead"}
+  go(declared, tmp_path / "dead")
+  assert sum("-rate0.1-seed" in name for name in trainer.trained) == 4
+
+
+def test_units_in_any_order_and_alone_are_the_same_sweep(declared, trainer, tmp_path):
+  for index in (1, 0):
+    go(declared, tmp_path / "s", index=index)
+  apart, trainer.trained = set(trainer.trained), []
+  go(declared, tmp_path / "s")
+  assert trainer.trained == []
+  go(declared, tmp_path / "whole")
+  assert apart == set(trainer.trained)
+
+
+def test_overrides_reach_every_unit(declared):
+  plan = sweep.plan(declared, {"model.width": 0.5, "train.epochs": 3, "dataset.validation": 7})
+  for unit in plan.units:
+    for run in plan.trials(unit):
+      assert (run.config.model.width, run.config.train.epochs) == (0.5, 3)
+      assert run.config.dataset.validation == 7
+  assert sweep.plan(declared, {}, seeds=5).seeds == 5
+  # A rate that is given leaves none to choose, two units made the same are one.
+  plan = sweep.plan(declared, {"optimizer.learning_rate": 0.3, "model.name": "model_a"})
+  (unit,) = plan.units
+  assert plan.trials(unit) == []
+  assert [r.config.optimizer.learning_rate for r in plan.finals(unit, 0.3)] == [0.3, 0.3]
+
+
+def test_the_cost_is_told_before_and_the_time_left_once_runs_are_done(
+  declared, trainer, tmp_path, capsys
+):
+  go(declared, tmp_path / "s", index=0)
+  said = capsys.readouterr().out.splitlines()[0]
+  # 2 trials of 9 steps and 2 seeds of 12, an epoch each.
+  assert said.startswith("1 units, 4 runs, 4 epochs, ")
+  plan = sweep.plan(declared, {})
+  run = plan.trials("strided_cnn_a-colours")[0]
+  metrics = {"step": 9, "images_per_second": 8.0}
+  (tmp_path / "s" / run.name / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+  go(declared, tmp_path / "s", index=0)
+  said = capsys.readouterr().out.splitlines()[0]
+  assert "Done: 4 runs" in said
+  assert "0:00:00 left" in said
+
+
+def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
+  go(declared, tmp_path / "s", index=0)
+  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  for overrides, said in (
+    ({"train.epochs": 2}, "train.epochs=1, not 2"),
+    ({"optimizer.learning_rate": 0.1}, "rates="),
+  ):
+    with pytest.raises(UsageError, match=said):
+      sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
+  assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  sweep.sweep(sweep.plan(declared, {"log.every_steps": 9}, seeds=3), tmp_path / "s")
+  with pytest.raises(UsageError, match="holds no sweep"):
+    go(declared, tmp_path)
+
+
+def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_path):
+  for overrides, said in (
+    ({"dataset.validation": 96}, "leaves none"),
+    ({"dataset.validation": 0}, "hold some out"),
+    ({"train.batch_size": 80}, "more than the 76"),
+    ({"model.width": 0.0}, "above 0"),
+    ({"dataset.name": "npz:none.npz"}, "no such file"),
+  ):
+    with pytest.raises(UsageError, match=said):
+      sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
+  with pytest.raises(UsageError, match=r"0 strided_cnn_a-colours, 1 all_cnn_a"):
+    go(declared, tmp_path / "s", index=2)
+  assert not (tmp_path / "s").exists()
+  assert trainer.trained == []
+
+
+@pytest.mark.parametrize("words", [["--index=-1"], ["--seeds=0"], ["--index=one"]])
+def test_wrong_flags_are_one_line(words, tmp_path):
+  with pytest.raises((UsageError, flags.Error)):
+    launch.run(["sweep", "--config=configs/quickstart.py", f"--workdir={tmp_path / 's'}", *words])
+  assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", SWEEPS)
+def test_every_declared_sweep_is_a_plan(name):
+  module = importlib.import_module(f"configs.{name}")
+  plan = sweep.plan(module.get_sweep(), {})
+  assert plan.table in printed.TABLES
+  assert len(plan.units) == len(module.get_sweep()["units"])
+  expected = {"table3": (12, 84), "table4": (3, 21), "pooling": (6, 18), "fa_table1": (44, 88)}
+  runs = len(plan.units) * (len(plan.rates) + plan.seeds)
+  assert (len(plan.units), runs) == expected.get(name, (8, 24))
+
+
+SWEEP = """
+from configs import quickstart
+
+def get_config(arg=""):
+  config = quickstart.get_config()
+  config.model.head, config.model.dropout, config.model.width = "dense", (), 0.05
+  config.model.init = "he_normal"
+  config.train.steps, config.checkpoint.every_steps = 6, 3
+  config.train.batch_size, config.optimizer.drops = 16, ()
+  return config
+
+def get_sweep(arg=""):
+  units = [get_config(), get_config()]
+  units[0].model.name, units[1].model.name = "small_convnet", "fa_mnist"
+  return {"units": units, "rates": (0.05, 0.01), "held_out": 300, "seeds": 2}
+"""
+
+
+def test_killed_and_begun_again_it_ends_as_if_nobody_had_disturbed_it(tmp_path, monkeypatch):
+  """Two nets, two rates and two seeds on digits, for real; kill -9, then one unit alone."""
+  monkeypatch.chdir(ROOT)
+  (tmp_path / "two.py").write_text(SWEEP)
+  words = ["sweep", f"--config={tmp_path / 'two.py'}"]
+  folder = tmp_path / "killed"
+  command = [sys.executable, "launch.py", *words, f"--workdir={folder}"]
+  with subprocess.Popen(command, stdout=-3) as process:
+    # In the middle of the second run.
+    while not list(folder.glob("*rate0.01-held_out-seed0/checkpoints/[0-9]*")):
+      assert process.poll() is None
+      time.sleep(0.02)
+    process.kill()
+  assert process.returncode == -signal.SIGKILL
+  assert launch.run([*words, f"--workdir={folder}"]) == 0
+  runs = sorted(p.parent for p in folder.glob("*/evaluation.json"))
+  assert len(runs) == 8
+  assert not list(folder.glob("*.broken"))
+
+  assert launch.run([*words, f"--workdir={tmp_path / 'alone'}", "--index=0", "--seeds=1"]) == 0
+  alone = sorted(p.parent for p in (tmp_path / "alone").glob("*/evaluation.json"))
+  assert len(alone) == 3
+  for run in alone:
+    weights = [
+      evaluate.restore(f / run.name).variables["params"] for f in (folder, tmp_path / "alone")
+    ]
+    jax.tree.map(np.testing.assert_array_equal, *weights)
+
+  # What was fitted is on the disk once for each set of training images, and each run has it.
+  fitted = list(folder.glob("**/fitted.safetensors"))
+  assert len(fitted) == 2 + 8
+  assert len({os.stat(path).st_ino for path in fitted}) == 2
+
+  assert launch.run(["report", f"--workdir={folder}"]) == 0
+  made = json.loads((folder / "report.json").read_text())
+  counts = [x["n"] + x["dead"] for x in made["lines"] if x["rate"]]
+  assert counts == [2, 2]
+  assert [len(x["rates"]) for x in made["lines"] if x["rate"]] == [2, 2]
