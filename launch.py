@@ -29,14 +29,21 @@ def train(values: flags.FlagValues) -> int:
 
 
 def evaluate(values: flags.FlagValues) -> int:
-  """--workdir=DIR [--step=N] [--split=NAME] [--dataset=NAME]"""
+  """--workdir=DIR [--step=N] [--split=NAME] [--dataset=NAME] [--views=K]"""
   from allcnn_jax.training import evaluate as evaluate_lib
 
   result = evaluate_lib.from_workdir(
-    _workdir(values), step=values.step, split=values.split, dataset=values.dataset
+    _workdir(values),
+    step=values.step,
+    split=values.split,
+    dataset=values.dataset,
+    views=values.views,
   )
-  line = "{dataset} {split}: error {error:.2f} %  loss {loss:.4f}  {examples} images  step {step}"
-  print(line.format(**result))
+  line = (
+    "{dataset} {split}: error {error:.2f} %{top5}  loss {loss:.4f}  {examples} images  step {step}"
+  )
+  top5 = f"  top-5 error {result['error_top5']:.2f} %" if "error_top5" in result else ""
+  print(line.format(top5=top5, **result))
   return 0
 
 
@@ -123,7 +130,7 @@ class Verb(NamedTuple):
 
 VERBS = {
   "train": Verb(train, ("config",)),
-  "evaluate": Verb(evaluate, (), ("step", "split", "dataset")),
+  "evaluate": Verb(evaluate, (), ("step", "split", "dataset", "views")),
   "visualize": Verb(visualize, (), ("figure", "layer", "channels", "input", "step", "split")),
   "describe": Verb(describe, ("config", "config2")),
   "benchmark": Verb(benchmark, ("config",), ("output", "profile")),
@@ -145,6 +152,10 @@ def _define(name: str, values: flags.FlagValues) -> None:
       flags.DEFINE_integer(name, None, "of the sweep's only unit to do", **one)
     case "seeds":
       flags.DEFINE_integer(name, None, "runs of each unit", lower_bound=1, **one)
+    case "views":
+      flags.DEFINE_integer(
+        name, 0, "augmented views to average; 0: the image itself", lower_bound=0, **one
+      )
     case "channels":
       flags.DEFINE_list(name, [], "filters of the layer", **one)
     case "input":

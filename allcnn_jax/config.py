@@ -67,6 +67,8 @@ def _pool(value: str) -> bool:
     return False
 
 
+_GRAHAM = augmentation.Graham()
+
 KEYS: dict[str, Key] = {
   "seed": _integer(0, 0, "decides every random number of the run"),
   "model.name": _one_of("all_cnn_c", architectures.NAMES, "the network"),
@@ -111,10 +113,28 @@ KEYS: dict[str, Key] = {
   "dataset.preprocessing": _one_of(
     "standardize",
     preprocessing.KINDS,
-    "contrast normalisation and ZCA; by channel; or values from 0 to 1",
+    "contrast normalisation and ZCA; by channel; (x - 128) / 128; or values from 0 to 1",
   ),
   "dataset.augment": _one_of(
-    "none", augmentation.KINDS, "random shifts of up to 5 pixels, flips, crops"
+    "none", augmentation.KINDS, "random shifts of up to 5 pixels, flips, crops, Graham's warps"
+  ),
+  "dataset.plain_epochs": _integer(
+    0, 0, "how many of the last of `train.epochs` are without augmentation"
+  ),
+  "graham.stretch": _number(_GRAHAM.stretch, "largest change of a side's length", below=1.0),
+  "graham.skew": _number(_GRAHAM.skew, "largest shear, or rotation in radians", below=1.0),
+  "graham.shift": _integer(_GRAHAM.shift, 0, "the most pixels that an image is moved by"),
+  "graham.colour": Key(
+    _GRAHAM.colour,
+    "four numbers from 0",
+    lambda v: len(v) == 4 and all(isinstance(x, int | float) and x >= 0 for x in v),
+    "deviations of a channel's offset (of 256 levels), gain, and slopes by row and column",
+  ),
+  "stream.workers": _integer(
+    0, 0, "processes that decode images that vary in size; 0: threads of the run itself"
+  ),
+  "stream.damaged": _number(
+    0.01, "the share of damaged records of a split above which a run stops", below=1.0
   ),
   "train.epochs": _integer(1, 1, "passes over the training images"),
   "train.steps": _integer(0, 0, "if not 0, the number of steps, whatever `train.epochs` says"),
@@ -182,6 +202,8 @@ MAY_CHANGE = (
   "log.every_steps",
   "checkpoint.every_steps",
   "checkpoint.keep",
+  "stream.workers",
+  "stream.damaged",
 )
 
 
@@ -224,6 +246,11 @@ def check(config: ml_collections.ConfigDict) -> None:
       if len(names) > 1 and isinstance(value, str) and path != "model.pool":
         raise unknown(path, value, [n.strip("`") for n in names])
       raise UsageError(f"{path}={value!r}: must be {key.allowed.replace('`', '')}.")
+  if config.dataset.augment == "graham" and config.dataset.preprocessing != "grey":
+    raise UsageError(
+      f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "
+      "colours on the scale of 'grey' and surrounds images with it."
+    )
   choices = {k: v for k, v in config.model.items() if k not in ("name", "init")}
   choices["dropout"] = tuple(choices["dropout"]) or None
   # The table must be able to take the choices; how many classes there are does not matter.

@@ -1,6 +1,8 @@
 """Strict settings for every test, and what several test files share."""
 
 import functools
+import io
+import json
 import os
 import tempfile
 
@@ -21,6 +23,9 @@ import jax.numpy as jnp
 import ml_collections
 import numpy as np
 import pytest
+from array_record.python import array_record_module
+from PIL import Image
+from tensorflow_datasets.proto import tf_example_pb2
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import subject
@@ -50,6 +55,78 @@ def npz(tmp_path):
   path = tmp_path / "colours.npz"
   np.savez(path, **arrays)
   return str(path)
+
+
+def _encoded(colour, *, size=(48, 64), mode="RGB", form="JPEG"):
+  """A picture file: stripes of a colour of its own, which survive any resizing."""
+  stripes = np.sin(np.arange(size[0]) * 6 / size[0])[:, None] * np.cos(
+    np.arange(size[1]) * 5 / size[1]
+  )
+  tint = np.array([37 * colour % 256, 91 * colour % 256, 151 * colour % 256])
+  pixels = (0.5 * tint + 64 * (1 + stripes[..., None])).clip(0, 255).astype(np.uint8)
+  file = io.BytesIO()
+  Image.fromarray(pixels).convert(mode).save(file, form)
+  return file.getvalue()
+
+
+@pytest.fixture
+def photo():
+  """Makes the file of a picture: photo(number, size=, mode=, form=)."""
+  return _encoded
+
+
+@pytest.fixture
+def photos(tmp_path):
+  """Makes a TFDS set "photos" of 18 JPEGs of many sizes, one a class, and 11 to test with.
+
+  photos({4: content}) puts other contents into training records, None: what is there, cut off.
+  Returns the folder to read it from.
+  """
+
+  def make(damage=None):
+    place = tmp_path / "sets" / "photos" / "1.0.0"
+    place.mkdir(parents=True, exist_ok=True)
+    splits = []
+    for split, n in (("train", 18), ("test", 11)):
+      contents = [_encoded(i, size=(40 + 3 * i, 90 - 3 * i)) for i in range(n)]
+      for i, content in (damage or {}).items() if split == "train" else ():
+        contents[i] = contents[i][:300] if content is None else content
+      _write_records(place / f"photos-{split}.array_record-00000-of-00001", contents)
+      splits.append({"name": split, "shardLengths": [str(n)], "numBytes": "1"})
+      splits[-1]["filepathTemplate"] = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+    info = {"name": "photos", "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    (place / "dataset_info.json").write_text(json.dumps(info))
+    kinds = {
+      "image": ("image_feature.Image", {"image": {"shape": {"dimensions": ["-1", "-1", "3"]}}}),
+      "label": ("class_label_feature.ClassLabel", {"classLabel": {"numClasses": "18"}}),
+      "file_name": ("text_feature.Text", {"text": {}}),
+    }
+    prefix = "tensorflow_datasets.core.features."
+    features = {k: {"pythonClassName": prefix + name, **v} for k, (name, v) in kinds.items()}
+    features["image"]["image"] |= {"dtype": "uint8", "encodingFormat": "jpeg"}
+    (place / "features.json").write_text(
+      json.dumps(
+        {
+          "pythonClassName": prefix + "features_dict.FeaturesDict",
+          "featuresDict": {"features": features},
+        }
+      )
+    )
+    return str(tmp_path / "sets")
+
+  return make
+
+
+def _write_records(path, contents):
+  writer = array_record_module.ArrayRecordWriter(str(path), "group_size:1")
+  for i, content in enumerate(contents):
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["image"].bytes_list.value.append(content)
+    feature["file_name"].bytes_list.value.append(f"photo{i}.jpg".encode())
+    feature["label"].int64_list.value.append(i)
+    writer.write(example.SerializeToString())
+  writer.close()
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.ndimage
 
 from allcnn_jax.data import augmentation
 
@@ -53,14 +54,16 @@ def test_crops_have_the_size_and_reach_every_place(key, images):
 def test_the_centre(images):
   np.testing.assert_array_equal(augmentation.center(images, (8, 8)), images[:, 2:10, 2:10])
   np.testing.assert_array_equal(augmentation.center(images, (12, 12)), images)
+  around = np.pad(images, ((0, 0), (4, 5), (1, 1), (0, 0)))
+  np.testing.assert_array_equal(augmentation.center(images, (21, 14)), around)
 
 
 @pytest.mark.parametrize("kind", augmentation.KINDS)
 def test_every_kind_is_a_pure_function_that_jit_can_trace(key, kind):
   stored = augmentation.stored_size(kind, (24, 24, 3))
   images = jax.random.normal(key, (4, *stored))
-  apply = augmentation.KINDS[kind].apply
-  out = jax.jit(apply, static_argnums=2)(key, images, (24, 24))
+  apply = jax.jit(augmentation.KINDS[kind].apply, static_argnums=2)
+  out = apply(key, images, (24, 24))
   assert out.shape == (4, 24, 24, 3)
   np.testing.assert_array_equal(out, apply(key, images, (24, 24)))
   other = apply(jax.random.key(9), images, (24, 24))
@@ -70,3 +73,94 @@ def test_every_kind_is_a_pure_function_that_jit_can_trace(key, kind):
 def test_crops_of_24_come_from_images_of_32():
   assert augmentation.stored_size("crop_flip", (24, 24, 3)) == (32, 32, 3)
   assert augmentation.stored_size("shift_flip", (32, 32, 3)) == (32, 32, 3)
+
+
+def maps(key, n):
+  """Maps of all kinds, and shifts that are no whole pixels."""
+  matrix = jnp.eye(2)[None] + 0.4 * jax.random.uniform(key, (n, 2, 2), minval=-1)
+  return matrix, 9 * jax.random.uniform(jax.random.key(7), (n, 2), minval=-1)
+
+
+@pytest.mark.parametrize("size", [(126, 126), (31, 40)])
+def test_a_warp_is_scipy_s(key, size):
+  images = jax.random.normal(key, (6, 32, 32, 3))
+  matrix, shift = maps(key, 6)
+  found = jax.jit(augmentation.warp, static_argnums=3)(images, matrix, shift, size)
+  for image, m, t, result in zip(*map(np.asarray, (images, matrix, shift, found))):
+    offset = np.array([15.5, 15.5]) - m @ ((np.array(size) - 1) / 2 + t)
+    for c in range(3):
+      expected = scipy.ndimage.affine_transform(
+        image[..., c], m, offset, size, order=1, mode="grid-constant"
+      )
+      np.testing.assert_allclose(result[..., c], expected, atol=1e-4)
+
+
+def test_looking_up_neighbours_is_multiplying_by_tents(key, images):
+  """Inside, on the pixels, on the edge and far outside."""
+  places = jax.random.uniform(key, (256, 40, 2), minval=-4, maxval=16)
+  places = jnp.concatenate([places, places.round(), 100 * places], axis=1)
+  by_neighbours = augmentation.sample_by_neighbours(images, places)
+  np.testing.assert_allclose(
+    by_neighbours, augmentation.sample_by_products(images, places), atol=1e-4
+  )
+  inside = jnp.array([[[3.0, 7.0]]]).repeat(256, axis=0)
+  np.testing.assert_array_equal(
+    augmentation.sample_by_neighbours(images, inside)[:, 0], images[:, 3, 7]
+  )
+
+
+def still(**changes):
+  nothing = {"stretch": 0.0, "skew": 0.0, "shift": 0, "colour": (0.0, 0.0, 0.0, 0.0)}
+  return augmentation.Graham(**(nothing | changes))
+
+
+def test_graham_without_anything_is_a_flip_on_a_canvas(key, images):
+  found = np.asarray(jax.jit(still(), static_argnums=2)(key, images, (40, 40)))
+  plain = np.asarray(augmentation.center(images, (40, 40)))
+  same, mirrored = (
+    np.isclose(found, x, atol=1e-5).all((1, 2, 3)) for x in (plain, plain[:, :, ::-1])
+  )
+  assert (same ^ mirrored).all()
+  assert 80 < mirrored.sum() < 176
+
+
+def test_graham_s_colours_change_each_channel_by_a_plane_and_a_gain(key):
+  images = jax.random.normal(key, (64, 12, 12, 3))
+  found = augmentation.Graham(0.0, 0.0, 0, (25.5, 0.15, 2.4, 2.4))._recolour(key, images)
+  i, j = np.meshgrid(np.arange(12) - 5.5, np.arange(12) - 5.5, indexing="ij")
+  drawn = []
+  for x, y in zip(np.asarray(images), np.asarray(found)):
+    for c in range(3):
+      terms = np.stack([np.ones(144), i.ravel(), j.ravel(), x[..., c].ravel()], axis=1)
+      fitted, rest, *_ = np.linalg.lstsq(terms, (y - x)[..., c].ravel(), rcond=None)
+      np.testing.assert_allclose(rest, 0, atol=1e-6)
+      drawn.append(fitted * [128, 128, 128, 1])
+  deviations = np.std(drawn, axis=0) / [25.5, 2.4, 2.4, 0.15]
+  assert ((deviations > 0.8) & (deviations < 1.2)).all()  # 192 draws: 4 deviations
+
+
+def test_graham_s_maps_stay_within_their_limits(key):
+  matrix = np.asarray(augmentation.Graham(stretch=0.2, skew=0.1)._inverse(key, 3000))
+  forward = np.linalg.inv(matrix)
+  sides = np.linalg.svd(forward, compute_uv=False)
+  assert 0.79 / 1.06 < sides.min() < 0.82
+  assert 1.18 < sides.max() < 1.21 * 1.06  # a shear by 0.1 lengthens a side by half of that
+  assert 1300 < (np.linalg.det(forward) < 0).sum() < 1700
+  rotated = np.abs(forward[:, 0, 1] * forward[:, 1, 0]) > 1e-9
+  assert 850 < rotated.sum() < 1150
+  only = np.abs(np.linalg.inv(still(skew=0.1)._inverse(key, 3000)))
+  assert 0.099 < only[:, 0, 1].max() <= 0.1001
+  assert 0.099 < only[:, 1, 0].max() <= 0.1001
+
+
+def test_the_window_that_is_warped_holds_all_that_is_not_grey(key):
+  images = jnp.ones((512, 8, 8, 1))
+  graham = augmentation.Graham(shift=5, colour=(0.0, 0.0, 0.0, 0.0))
+  found = jax.jit(graham, static_argnums=2)(key, images, (40, 40))
+  matrix = graham._inverse(jax.random.split(key, 3)[1], 512)
+  moved = jax.random.randint(jax.random.split(key, 3)[2], (512, 2), -5, 6).astype(jnp.float32)
+  whole = jax.jit(augmentation.warp, static_argnums=3)(images, matrix, moved, (40, 40))
+  np.testing.assert_allclose(found, whole, atol=1e-5)
+  assert graham._window(8, 40) < 40
+  shown = np.asarray(whole)[..., 0] > 0
+  assert shown.any((0, 2)).sum() > 20  # rows that some image reaches

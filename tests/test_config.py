@@ -41,6 +41,10 @@ def test_json_keeps_every_value_and_type():
     ("optimizer__learning_rate", float("nan"), "from 0"),
     ("optimizer__name", "sdg", "Did you mean 'sgd'"),
     ("checkpoint__keep", 0, "at least 1"),
+    ("dataset__augment", "graham", "scale of 'grey'"),
+    ("graham__colour", (1.0, 2.0), "four numbers"),
+    ("graham__skew", 1.0, "below 1"),
+    ("stream__damaged", 1.5, "below 1"),
   ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, said):

@@ -10,13 +10,15 @@ import pytest
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import evaluate, learning_rules, loop
+from allcnn_jax.training import evaluate, learning_rules, loop, optimizer
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py"))
 ARGUMENTS = {
   "cifar10": ["all_cnn_c", "model_a,augment"],
   "cifar100": ["strided_cnn_b", "conv_pool_cnn_c,augment"],
+  "cifar10_large": ["cifar100"],
+  "imagenet": ["large_batch"],
   "feedback_alignment": ["fa_cifar10_1,fa_usf_sn_ei", "fa_cifar10_2,dfa,adam"],
 }
 
@@ -83,9 +85,9 @@ def test_feedback_alignment_s_protocols_and_both_sides_of_its_contradiction():
     "fa_imagenet_1": 100,
     "fa_imagenet_2": 100,
   }
-  for option, optimizer in (("", "sgd"), (",adam", "adam")):
+  for option, name in (("", "sgd"), (",adam", "adam")):
     config = load("feedback_alignment", f"fa_cifar10_2,bp{option}")
-    assert (config.optimizer.name, config.optimizer.learning_rate) == (optimizer, 0.05)
+    assert (config.optimizer.name, config.optimizer.learning_rate) == (name, 0.05)
   for wrong in ("fa_mnist", "fa_mnist,fa,sdg", "fa_mnist,fa,sgd,1"):
     with pytest.raises(ValueError, match="ARCHITECTURE,RULE"):
       load("feedback_alignment", wrong)
@@ -99,6 +101,20 @@ def test_the_papers_protocol():
   assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 0.001)
   assert config.model.dropout == (0.2, 0.5)
   assert config.dataset.preprocessing == "gcn_zca"
+
+
+def test_imagenet_s_protocol_in_steps_at_either_batch_size():
+  """Section 3.3: rate 0.01, divided by 10 every 200,000 of 450,000 steps of 64."""
+  for argument, times in (("", 1), ("large_batch", 16)):
+    config = load("imagenet", argument)
+    config_lib.check(config)
+    assert config.train.steps * config.train.batch_size == 450_000 * 64
+    assert config.train.batch_size == 64 * times
+    rate = optimizer.schedule(config.optimizer, 1_281_167 // config.train.batch_size)
+    for drop, before in ((200_000 // times, 0.01), (400_000 // times, 0.001)):
+      assert float(rate(drop - 1)) == pytest.approx(before * times)
+      assert float(rate(drop + 1)) == pytest.approx(before * times / 10)
+    assert (config.optimizer.weight_decay, config.model.dropout) == (0.0005, (0.5,))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -2,43 +2,81 @@ import json
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import evaluate
+from allcnn_jax.training import evaluate, sources
 from allcnn_jax.training import step as step_lib
+
+
+def padded(images, labels, batch_size):
+  """Batches whose last is filled up with a wrong image."""
+  for start in range(0, len(images), batch_size):
+    missing = max(start + batch_size - len(images), 0)
+    one, its = images[start : start + batch_size], labels[start : start + batch_size]
+    filling = ((0, missing), (0, 0), (0, 0), (0, 0))
+    views = [jnp.asarray(np.pad(one, filling, constant_values=9))]
+    mask = np.arange(batch_size) < len(one)
+    yield sources.Batch(
+      views, jnp.asarray(np.pad(its, filling[0], constant_values=5)), jnp.asarray(mask)
+    )
 
 
 @pytest.fixture
 def case(key):
-  net = model.create("all_cnn_c", 10, width=0.04, init="he_normal", final_relu=False)
+  net = model.create("all_cnn_c", 12, width=0.04, init="he_normal", final_relu=False)
   images = np.asarray(jax.random.normal(key, (23, 32, 32, 3)))
-  labels = np.arange(23, dtype=np.int32) % 10
+  labels = np.arange(23, dtype=np.int32) % 12
   variables = net.init(key, images)
   logits = np.asarray(net.apply(variables, images), np.float64)
   loss = np.log(np.exp(logits).sum(1)) - logits[np.arange(23), labels]
-  error = 100 * np.mean(logits.argmax(1) != labels)
-  return net, variables, images, labels, loss.mean(), error
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 7, 22, 23, 64])
-def test_every_image_counts_once_at_any_batch_size(case, batch_size):
-  net, variables, images, labels, loss, error = case
-  scores = evaluate.evaluate(
-    net, (32, 32), variables, step_lib.Stored.of(images, labels), batch_size
+  first_five = np.argsort(-logits, axis=1)[:, :5]
+  errors = (
+    100 * np.mean(logits.argmax(1) != labels),
+    100 * np.mean([label not in five for label, five in zip(labels, first_five)]),
   )
+  return net, variables, images, labels, loss.mean(), errors
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 23, 64])
+def test_every_image_counts_once_at_any_batch_size(case, batch_size):
+  net, variables, images, labels, loss, errors = case
+  scores = evaluate.evaluate(net, (32, 32), variables, padded(images, labels, batch_size))
   assert scores.examples == 23
-  np.testing.assert_allclose(scores.error, error)
+  np.testing.assert_allclose((scores.error, scores.error_top5), errors)
   np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
 
 
 def test_larger_images_are_cut_to_their_centre(case):
   net, variables, images, labels, loss, _ = case
-  padded = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), constant_values=9)
-  scores = evaluate.evaluate(net, (32, 32), variables, step_lib.Stored.of(padded, labels), 8)
+  larger = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), constant_values=9)
+  scores = evaluate.evaluate(net, (32, 32), variables, padded(larger, labels, 8))
   np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
+
+
+def test_the_probabilities_of_several_views_are_averaged(case):
+  net, variables, images, labels, _, _ = case
+  views = [images, 3 * images[:, :, ::-1], -images]
+  mean = np.mean([jax.nn.softmax(net.apply(variables, x)) for x in views], axis=0)
+  batch = sources.Batch(list(map(jnp.asarray, views)), jnp.asarray(labels), jnp.ones(23, bool))
+  scores = evaluate.evaluate(net, (32, 32), variables, [batch])
+  np.testing.assert_allclose(scores.loss, -np.log(mean[np.arange(23), labels]).mean(), rtol=1e-5)
+  np.testing.assert_allclose(scores.error, 100 * np.mean(mean.argmax(1) != labels))
+
+
+def test_of_equal_answers_the_first_counts_as_the_larger():
+  logits = jnp.array([[0.0] * 8] * 8)
+  sums = step_lib.score(logits, jnp.arange(8), jnp.ones(8, bool))
+  assert (int(sums.wrong), int(sums.wrong_top5), int(sums.count)) == (7, 3, 8)
+
+
+def test_top_5_is_told_of_sets_of_more_than_ten_classes():
+  scores = evaluate.Scores(1.0, 50.0, 20.0, 4)
+  assert "error_top5" not in evaluate.summary(scores, 1, "test", "cifar10", 10)
+  assert evaluate.summary(scores, 1, "test", "cifar100", 100)["error_top5"] == 20.0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import optax
 import pytest
 from flax import traverse_util
 
+from allcnn_jax.data import augmentation
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
 from allcnn_jax.training import evaluate, learning_rules, loop, sharding
@@ -147,7 +148,7 @@ def recipe(rule, dtype=jnp.float32):
   net = model.ConvNet(TABLE, dtype=dtype)
   decay = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.2))
   split = sharding.split(sharding.mesh())
-  return step_lib.Recipe(net, decay, "none", (12, 12), 4, 0, split, rule)
+  return step_lib.Recipe(net, decay, augmentation.KINDS["none"], (12, 12), 4, 0, split, rule)
 
 
 def train(recipe, steps):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from allcnn_jax.data import augmentation
 from allcnn_jax.nets import architectures, model
 from allcnn_jax.training import learning_rules, measurements, sharding
 from allcnn_jax.training import step as step_lib
@@ -33,7 +34,9 @@ def params(batch):
 def recipe(name, **choices):
   rule = learning_rules.create(name, **choices)
   split = sharding.split(sharding.mesh())
-  return step_lib.Recipe(model.ConvNet(TABLE), optax.sgd(0.1), "none", (8, 8), 16, 0, split, rule)
+  return step_lib.Recipe(
+    model.ConvNet(TABLE), optax.sgd(0.1), augmentation.KINDS["none"], (8, 8), 16, 0, split, rule
+  )
 
 
 def measured(recipe, params, batch):

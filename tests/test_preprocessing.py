@@ -83,7 +83,7 @@ def test_undo_is_the_linear_part_of_invert(images, kind):
   np.testing.assert_allclose(fitted.invert(x + d) - fitted.invert(x), fitted.undo(d), atol=1e-2)
 
 
-@pytest.mark.parametrize("kind", ["standardize", "none"])
+@pytest.mark.parametrize("kind", ["standardize", "grey", "none"])
 def test_by_channel_and_unit_are_inverted_to_the_raw_images(images, kind):
   fitted = preprocessing.fit(kind, images)
   np.testing.assert_allclose(fitted.invert(fitted.apply(images)), images, atol=1e-3)

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from allcnn_jax.data import augmentation
 from allcnn_jax.nets import model
 from allcnn_jax.training import randomness, sharding
 from allcnn_jax.training import step as step_lib
@@ -21,7 +22,13 @@ def data(key):
 def recipe():
   net = model.create("all_cnn_c", 10, width=0.04, init="he_normal", final_relu=False)
   return step_lib.Recipe(
-    net, optax.sgd(0.01), "shift_flip", (32, 32), 4, 3, sharding.split(sharding.mesh())
+    net,
+    optax.sgd(0.01),
+    augmentation.KINDS["shift_flip"],
+    (32, 32),
+    4,
+    3,
+    sharding.split(sharding.mesh()),
   )
 
 
@@ -30,7 +37,9 @@ def test_a_step_goes_down_the_gradient_of_the_batch(recipe, data):
   net = model.create(
     "all_cnn_c", 10, width=0.04, init="he_normal", final_relu=False, dropout=(0.0, 0.0)
   )
-  recipe = dataclasses.replace(recipe, net=net, augment="none", optimizer=optax.sgd(1.0))
+  recipe = dataclasses.replace(
+    recipe, net=net, augment=augmentation.KINDS["none"], optimizer=optax.sgd(1.0)
+  )
   order = jnp.arange(20)[::-1]
   state = step_lib.init(recipe, 3)
   before = jax.tree.map(np.asarray, state.variables["params"])
@@ -62,7 +71,7 @@ def test_many_steps_in_one_call_are_the_same_steps(recipe, data):
 
 
 def test_an_epoch_sees_each_image_once_and_every_epoch_in_another_order(recipe, data):
-  recipe = dataclasses.replace(recipe, augment="none")
+  recipe = dataclasses.replace(recipe, augment=augmentation.KINDS["none"])
   orders = [step_lib.epoch_order(3, epoch, 20) for epoch in range(2)]
   assert sorted(map(int, orders[0])) == list(range(20))
   assert not jnp.array_equal(*orders)
@@ -80,6 +89,17 @@ def test_augmentation_and_dropout_change_with_the_step_alone(recipe, data):
   assert not jnp.array_equal(first, epoch_later)
 
 
+def test_from_a_step_on_images_are_not_augmented(recipe, data):
+  order = step_lib.epoch_order(3, 0, 20)
+  until = dataclasses.replace(recipe, plain_from=3)
+  none = dataclasses.replace(recipe, augment=augmentation.KINDS["none"])
+  for step, like in ((2, recipe), (3, none), (4, none)):
+    found, expected = (
+      step_lib.batch_at(r, data, order, jnp.int32(step)).images for r in (until, like)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_keys_differ_by_seed_stream_and_index():
   places = [(s, n, i) for s in (0, 1) for n in ("order", "dropout") for i in (0, 1)]
   keys = {tuple(map(int, jax.random.key_data(randomness.key(*place)))) for place in places}
@@ -88,7 +108,7 @@ def test_keys_differ_by_seed_stream_and_index():
 
 def test_the_first_step_without_a_finite_loss_is_named(recipe, data):
   data = data.replace(rows=data.rows.at[13].set(jnp.nan))
-  recipe = dataclasses.replace(recipe, augment="none")
+  recipe = dataclasses.replace(recipe, augment=augmentation.KINDS["none"])
   state, totals = step_lib.init(recipe, 3), step_lib.Totals.zero()
   for _ in range(5):
     state, totals = step_lib.train_step(recipe, state, totals, data, jnp.arange(20))

@@ -22,7 +22,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import roofline
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, machine, parts, sharding
+from allcnn_jax.training import evaluate, machine, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
 
 # Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
@@ -97,8 +97,10 @@ class Rounds:
     batch = self.recipe.batch_size
     n = batch if jax.default_backend() == "cpu" else min(10_000, len(self.data.labels))
     data = step_lib.Stored.of(*self.data.take(slice(n)))
-    inputs = (self.recipe.net, self.recipe.size, self.state.variables, data, batch)
-    return n / roofline.best(lambda: evaluate.evaluate(*inputs), calls=3)
+    inputs = (self.recipe.net, self.recipe.size, self.state.variables)
+    return n / roofline.best(
+      lambda: evaluate.evaluate(*inputs, sources.batches(data, batch)), calls=3
+    )
 
 
 def benchmark(

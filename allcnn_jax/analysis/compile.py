@@ -118,7 +118,7 @@ class Compiled(NamedTuple):
     chip: what each is.
     memory: of each, bytes.
     images: images of a batch on each.
-    programs: "step", "steps" and "evaluation".
+    programs: "step", "steps" (of a set on the device) and "evaluation".
     paddings: of each layer with channels.
   """
 
@@ -164,7 +164,11 @@ def compile(
     devices[0].device_kind,
     _MEMORY[topology.partition(":")[0]],
     images,
-    tuple(_program(name, lowered[name], (images, sizes.train, sizes.test)) for name in programs),
+    tuple(
+      _program(name, lowered[name], (images, sizes.train, sizes.test))
+      for name in programs
+      if name in lowered
+    ),
     tuple(
       Padding(r.name, r.size[2], -(-r.size[2] // _LANES) * _LANES)
       for r in architectures.trace(table, parts.image(config))
@@ -176,7 +180,10 @@ def compile(
 def _lowered(
   config: ml_collections.ConfigDict, sizes: datasets.Sizes, mesh: Mesh
 ) -> dict[str, Callable[[], jax.stages.Lowered]]:
-  """The run's programs, each traced for a mesh when it is asked for."""
+  """The run's programs, each traced for a mesh when it is asked for.
+
+  A set that is streamed is not on the devices: a step is given its batch, one at a time.
+  """
   examples = sizes.train - config.dataset.validation
   if config.train.batch_size > examples:
     raise UsageError(
@@ -190,7 +197,9 @@ def _lowered(
   def zeros(shape: tuple[int, ...] = (), dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
 
-  image = augmentation.stored_size(config.dataset.augment, parts.image(config))
+  image = parts.image(config)
+  if not sizes.varies:
+    image = augmentation.stored_size(config.dataset.augment, image)
   rows = zeros((examples, math.prod(image)), jnp.float32)
   data = placed(step_lib.Stored(rows, zeros((examples,)), image))
   state = placed(jax.eval_shape(lambda: step_lib.init(recipe, image[2])))
@@ -199,13 +208,18 @@ def _lowered(
 
   n = config.train.batch_size
   batch = step_lib.Images(zeros((n, *image), jnp.float32), zeros((n,)))
-  batch, mask = placed((batch, zeros((n,), jnp.bool)), sharding.split(mesh))
+  batch = placed(batch, sharding.split(mesh))
+  evaluation = {
+    "evaluation": lambda: step_lib.predict.lower(
+      recipe.net, recipe.size, state.variables, batch.images
+    )
+  }
+  if sizes.varies:
+    return {"step": lambda: step_lib.train_batch.lower(recipe, state, totals, batch), **evaluation}
   return {
     "step": lambda: step_lib.train_step.lower(recipe, state, totals, data, order),
     "steps": lambda: step_lib.train_steps.lower(recipe, state, totals, data, order, count),
-    "evaluation": lambda: step_lib.eval_step.lower(
-      recipe.net, recipe.size, state.variables, batch, mask
-    ),
+    **evaluation,
   }
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from allcnn_jax import files
 from allcnn_jax.analysis import (
   alignment,
+  augmented,
   charts,
   gallery,
   page,
@@ -40,6 +41,7 @@ FIGURES: dict[str, Callable[[gallery.Request], Sheet]] = {
   "4": three_ways.figure4,
   "5": three_ways.figure5,
   "6": three_ways.figure6,
+  "augmentation": augmented.figure,
   "fa1": ways_back.figure,
 }
 

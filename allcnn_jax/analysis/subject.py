@@ -39,13 +39,14 @@ class Subject:
 
   def seen(self, images: UInt8[np.ndarray, "n h w c"]) -> UInt8[np.ndarray, "n h2 w2 c"]:
     """The part of raw images that the network sees, for people."""
-    return _center(images, self._cut(images.shape)).astype(np.uint8)
+    around_grey = images.astype(np.float32) - 128
+    return (_center(around_grey, self._cut(images.shape)) + 128).astype(np.uint8)
 
   def unwhiten(self, gradients: saliency.Images) -> Float[np.ndarray, "n h w c"]:
     """Gradients with the linear part of the preprocessing undone, and no mean added."""
     gradients = np.asarray(gradients, np.float32)
     size = gradients.shape[1:3]
-    if size != self.trained.image[:2]:
+    if size != self.trained.image[:2] or size[0] > self.stored[0]:
       return self.trained.preprocessor.undo(gradients)
     margins = [n - m for n, m in zip(self.stored[:2], size)]
     padding = [(m // 2, m - m // 2) for m in margins]

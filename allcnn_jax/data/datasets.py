@@ -60,22 +60,68 @@ def load(
   Raises:
     UsageError: the set, its form, the split or the size cannot be had.
   """
-  carve = validation > 0 and split in ("train", "validation")
-  if split == "validation" and not carve and not _has_split(name, split, data_dir):
+  data = _read(name, _stored_split(name, split, validation, data_dir), data_dir)
+  rows = kept(name, len(data.labels), split, validation)
+  if len(rows) < len(data.labels):
+    data = data._replace(images=data.images[rows], labels=data.labels[rows])
+  return data._replace(images=_fit(name, data.images, image))
+
+
+def source(name: str, split: str, validation: int, data_dir: str) -> tuple[Any, tuple[str, ...]]:
+  """(random access to the records of a TFDS split, their images undecoded; the classes' names).
+
+  The records of a split that is held out are those of "train": `kept` says which.
+  """
+  from tensorflow_datasets import decode  # slow to import
+
+  builder = _prepared(name, data_dir)
+  names = tuple(_label(name, builder).names)
+  stored = _stored_split(name, split, validation, data_dir)
+  records = _open(name, builder, stored, {"image": decode.SkipDecoding()})
+  return records, names
+
+
+def varies(name: str, data_dir: str = "") -> bool:
+  """Whether a set's images vary in size, so that it cannot be read into memory as one array."""
+  if name == "digits" or name.startswith("npz:"):
+    return False
+  builder = _prepared(name, data_dir)
+  _label(name, builder)
+  return None in builder.info.features["image"].shape
+
+
+def has_split(name: str, split: str, data_dir: str = "") -> bool:
+  """Whether a TFDS set has a split of that name."""
+  in_tfds = name != "digits" and not name.startswith("npz:")
+  return in_tfds and split in _prepared(name, data_dir).info.splits
+
+
+def _stored_split(name: str, split: str, validation: int, data_dir: str) -> str:
+  """The split that the images of `split` are read from."""
+  if validation and split in ("train", "validation"):
+    return "train"
+  if split == "validation" and not has_split(name, split, data_dir):
     raise UsageError(
       f"{name} has no validation images: set dataset.validation to how many of the training "
       "images to hold out."
     )
-  data = _read(name, "train" if carve else split, data_dir)
-  if carve:
-    n = len(data.labels)
+  return split
+
+
+def kept(name: str, n: int, split: str, validation: int) -> Int[np.ndarray, " m"]:
+  """Which of the n stored images belong to a split: all, or those (not) held out.
+
+  Raises:
+    UsageError: none.
+  """
+  rows = np.arange(n)
+  if validation and split in ("train", "validation"):
     _check_held_out(name, validation, n)
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
-    kept = np.sort(order[:-validation] if split == "train" else order[-validation:])
-    data = data._replace(images=data.images[kept], labels=data.labels[kept])
-  if not len(data.labels):
+    rows = np.sort(order[:-validation] if split == "train" else order[-validation:])
+  if not n:
     raise UsageError(f"The split {split!r} of {name} is empty.")
-  return data._replace(images=_fit(name, data.images, image))
+  return rows
 
 
 def num_classes(name: str, data_dir: str = "") -> int:
@@ -90,11 +136,15 @@ def num_classes(name: str, data_dir: str = "") -> int:
 
 
 class Sizes(NamedTuple):
-  """How many images there are to train on and to test with, and of how many classes."""
+  """How many images there are to train on and to test with, and of how many classes.
+
+  Where they vary in size they are streamed, and never all on a device.
+  """
 
   train: int
   test: int
   classes: int
+  varies: bool = False
 
 
 # Sets that need not be here to be counted. ImageNet is tested on its validation images.
@@ -102,7 +152,7 @@ _SIZES = {
   "cifar10": Sizes(50_000, 10_000, 10),
   "cifar100": Sizes(50_000, 10_000, 100),
   "mnist": Sizes(60_000, 10_000, 10),
-  "imagenet2012": Sizes(1_281_167, 50_000, 1000),
+  "imagenet2012": Sizes(1_281_167, 50_000, 1000, varies=True),
 }
 
 
@@ -119,7 +169,7 @@ def sizes(name: str, data_dir: str = "") -> Sizes:
     return Sizes(len(train.labels), len(test.labels), len(train.classes))
   builder = _prepared(name, data_dir)
   counts = (builder.info.splits[split].num_examples for split in ("train", "test"))
-  return Sizes(*counts, _label(name, builder).num_classes)
+  return Sizes(*counts, _label(name, builder).num_classes, varies(name, data_dir))
 
 
 def training_images(name: str, validation: int = 0, data_dir: str = "") -> int:
@@ -156,11 +206,6 @@ def _read(name: str, split: str, data_dir: str) -> Dataset:
   if name.startswith("npz:"):
     return _one_of(name, split, _npz(name.removeprefix("npz:")))
   return _tfds(name, split, data_dir)
-
-
-def _has_split(name: str, split: str, data_dir: str) -> bool:
-  in_tfds = name != "digits" and not name.startswith("npz:")
-  return in_tfds and split in _prepared(name, data_dir).info.splits
 
 
 def _one_of(name: str, split: str, splits: dict[str, Dataset]) -> Dataset:
@@ -261,16 +306,20 @@ def _prepared(name: str, data_dir: str) -> Any:
   return builder
 
 
+def _open(name: str, builder: Any, split: str, decoders: Any = None) -> Any:
+  try:
+    return builder.as_data_source(split=split, decoders=decoders)
+  except ValueError:
+    raise unknown(f"split of {name}", split, builder.info.splits) from None
+
+
 def _tfds(name: str, split: str, data_dir: str) -> Dataset:
   builder = _prepared(name, data_dir)
   names = tuple(_label(name, builder).names)
   shape = builder.info.features["image"].shape
   if None in shape:
-    raise UsageError(f"{name}'s images vary in size, {shape}: only sets of one size fit in memory.")
-  try:
-    source = builder.as_data_source(split=split)
-  except ValueError:
-    raise unknown(f"split of {name}", split, builder.info.splits) from None
+    raise UsageError(f"{name}'s images vary in size, {shape}: they are streamed (`stream.py`).")
+  source = _open(name, builder, split)
   n, step = len(source), 1000
   images = np.empty((n, *shape), np.uint8)
   labels = np.empty(n, np.int32)

@@ -11,6 +11,7 @@ import json
 import os
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import jax
 import numpy as np
 import safetensors.numpy
 from etils import epath
@@ -20,8 +21,8 @@ from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
 _CHUNK = 5000  # images whitened at a time, to bound the memory of the float32 copies
-Images = Float[np.ndarray, "n h w c"]
-Raw = UInt8[np.ndarray, "n h w c"]
+Images = Float[np.ndarray | jax.Array, "n h w c"]
+Raw = UInt8[np.ndarray | jax.Array, "n h w c"]
 
 
 def global_contrast_normalize(images: Raw, scale: float = 55.0, smallest: float = 1e-8) -> Images:
@@ -139,7 +140,8 @@ class Standardize:
     return cls(mean.astype(np.float32), deviation.astype(np.float32))
 
   def apply(self, images: Raw) -> Images:
-    return (images.astype(np.float32) - self.mean) / self.deviation
+    mean, deviation = (x[None, None, None] for x in (self.mean, self.deviation))
+    return (images.astype(np.float32) - mean) / deviation
 
   def invert(self, x: Images) -> Images:
     return x * self.deviation + self.mean
@@ -165,7 +167,30 @@ class Unit:
   undo = invert
 
 
-KINDS: dict[str, Any] = {"gcn_zca": GcnZca, "standardize": Standardize, "none": Unit}
+@dataclasses.dataclass(frozen=True)
+class Grey:
+  """(x - 128) / 128, so that zero is grey: nothing is fitted. Graham's scale of colours."""
+
+  @classmethod
+  def fit(cls, images: Raw) -> "Grey":
+    return cls()
+
+  def apply(self, images: Raw) -> Images:
+    return (images.astype(np.float32) - 128) / 128
+
+  def invert(self, x: Images) -> Images:
+    return x * 128 + 128
+
+  def undo(self, x: Images) -> Images:
+    return x * 128
+
+
+KINDS: dict[str, Any] = {
+  "gcn_zca": GcnZca,
+  "standardize": Standardize,
+  "grey": Grey,
+  "none": Unit,
+}
 
 
 def fit(kind: str, images: Raw) -> Preprocessor:

@@ -1,10 +1,13 @@
 """Exact error over a whole split, every image counted once; also from a run's folder alone."""
 
+import functools
 import json
 import math
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
@@ -15,7 +18,7 @@ from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import checkpoints, parts, sharding
+from allcnn_jax.training import checkpoints, parts, sources
 from allcnn_jax.training import step as step_lib
 
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
@@ -24,10 +27,18 @@ _DEAD = (-0.01, 0.03)
 
 
 class Scores(NamedTuple):
-  """Mean loss (nats), error (percent) and the number of images that they are over."""
+  """What a network scores.
+
+  Attributes:
+    loss: mean over the images, nats.
+    error: percent of the images that it classifies wrongly.
+    error_top5: percent whose class is not among its first five.
+    examples: the number of images.
+  """
 
   loss: float
   error: float
+  error_top5: float
   examples: int
 
 
@@ -35,32 +46,30 @@ def evaluate(
   net: model.ConvNet,
   size: tuple[int, int],
   variables: PyTree,
-  data: step_lib.Stored,
-  batch_size: int,
+  batches: Iterable[sources.Batch],
 ) -> Scores:
-  """The network's scores on all the images; `batch_size` need not divide their number.
+  """The network's scores on all the images of some batches.
 
   Args:
     net: the network.
     size: height and width of its input; larger images are cut to their centre.
     variables: its parameters.
-    data: preprocessed images and their classes.
-    batch_size: images at a time. The last batch is filled up and the filling masked.
+    batches: of preprocessed images, as `Source.evaluation` gives them. Where there are several
+      views of the images, their probabilities are averaged.
   """
-  n, loss, wrong, counted = len(data.labels), 0.0, 0, 0
-  batch_size = sharding.round_up(batch_size)
-  sums = []
-  for start in range(0, n, batch_size):
-    rows = np.arange(start, start + batch_size)
-    mask = rows < n
-    rows = np.minimum(rows, n - 1)
-    batch, weighed = sharding.spread((data.take(rows), mask))
-    sums.append(step_lib.eval_step(net, size, variables, batch, weighed))
-    counted += int(mask.sum())
-  for batch_loss, batch_wrong in sums:
-    loss, wrong = loss + float(batch_loss), wrong + int(batch_wrong)
-  assert counted == n, f"counted {counted=} of {n=} images"
-  return Scores(loss / n, 100 * wrong / n, n)
+  sums = np.zeros(4)
+  waiting: list[step_lib.Sums] = []
+  for batch in batches:
+    seen = [step_lib.predict(net, size, variables, images) for images in batch.views]
+    # A factor on all probabilities is the same logits.
+    summed = functools.reduce(jnp.logaddexp, seen)
+    waiting.append(step_lib.score(summed, batch.labels, batch.mask))
+    if len(waiting) > 2:  # the batches of a stream do not pile up on the device
+      sums += np.array(waiting.pop(0), float)
+  for last in waiting:
+    sums += np.array(last, float)
+  loss, wrong, wrong_top5, n = sums
+  return Scores(loss / n, 100 * wrong / n, 100 * wrong_top5 / n, int(n))
 
 
 def status(loss: float, num_classes: int) -> str:
@@ -151,6 +160,7 @@ def from_workdir(
   step: int | None = None,
   split: str | None = None,
   dataset: str | None = None,
+  views: int = 0,
 ) -> dict[str, Any]:
   """Evaluates a run's checkpoint and writes `evaluation.json`.
 
@@ -159,30 +169,36 @@ def from_workdir(
     step: of the checkpoint; the newest by default.
     split: as `datasets.load` takes it; by default the one that training evaluated on.
     dataset: another set with the same number of classes.
+    views: if not 0, over how many augmented views of each image probabilities are averaged.
 
   Returns:
-    What was written: `split`, `examples`, `error` (percent), `loss`, `step`, `status`, `dataset`.
+    What was written: `summary` says what.
 
   Raises:
     UsageError: something is missing, damaged, or does not fit the network.
   """
   trained = restore(workdir, step)
   split = split or parts.eval_split(trained.config)
-  data = parts.read_images(trained.config, split, dataset)
-  if len(data.classes) != len(trained.classes):
+  if views and trained.config.dataset.augment == "none":
     raise UsageError(
-      f"{dataset} has {len(data.classes)} classes, the network in {workdir} {len(trained.classes)}."
+      f"--views={views}: the run in {workdir} has no augmentation, so that all views are the same."
     )
-  scores = evaluate(
-    trained.net,
-    trained.image[:2],
-    trained.variables,
-    step_lib.Stored.of(trained.preprocessor.apply(data.images), data.labels),
-    min(trained.config.train.batch_size, len(data.labels)),
-  )
+  source = sources.open(trained.config, split, dataset)
+  if len(source.classes) != len(trained.classes):
+    raise UsageError(
+      f"{dataset} has {len(source.classes)} classes, the network in {workdir} {len(trained.classes)}."
+    )
+  source.prepare(trained.preprocessor)
+  batches = source.evaluation(trained.config.train.batch_size, views)
+  scores = evaluate(trained.net, trained.image[:2], trained.variables, batches)
+  damaged = source.damaged()
+  assert scores.examples + len(damaged) == source.examples, f"{scores.examples=} {damaged=}"
+  for name in damaged:
+    print(f"damaged, left out: {split} {name}")
   values = summary(
-    scores, trained.step, split, dataset or trained.config.dataset.name, len(data.classes)
+    scores, trained.step, split, dataset or trained.config.dataset.name, len(trained.classes)
   )
+  values |= {"views": views} if views else {}
   write(workdir, values)
   return values
 
@@ -190,12 +206,14 @@ def from_workdir(
 def summary(
   scores: Scores, step: int, split: str, dataset: str, num_classes: int
 ) -> dict[str, Any]:
-  """What `evaluation.json` says."""
+  """What `evaluation.json` says; `error_top5` where there are more than ten classes."""
+  top5 = {"error_top5": scores.error_top5} if num_classes > 10 else {}
   return {
     "dataset": dataset,
     "split": split,
     "examples": scores.examples,
     "error": scores.error,
+    **top5,
     "loss": scores.loss,
     "step": step,
     "status": status(scores.loss, num_classes),

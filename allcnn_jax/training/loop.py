@@ -15,7 +15,7 @@ from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
-from allcnn_jax.data import augmentation, datasets, preprocessing
+from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import (
   checkpoints,
@@ -25,6 +25,7 @@ from allcnn_jax.training import (
   optimizer,
   parts,
   sharding,
+  sources,
 )
 from allcnn_jax.training import step as step_lib
 from allcnn_jax.training.reporting import Reporter
@@ -77,10 +78,11 @@ class _Run:
     _check_workdir(config, workdir)
     self.config, self.asked_to_stop, self.workdir = config, asked_to_stop, workdir
 
-    train_images = parts.read_images(config, "train")
+    self.train_images = sources.open(config, "train")
     self.split = parts.eval_split(config)
-    eval_images = parts.read_images(config, self.split)
-    self.examples, self.num_classes = len(train_images.labels), len(train_images.classes)
+    self.eval_images = sources.open(config, self.split)
+    self.examples = self.train_images.examples
+    self.num_classes = len(self.train_images.classes)
     self.steps_per_epoch, self.total = parts.steps(config, self.examples)
     self.recipe = parts.recipe(config, self.num_classes, self.examples)
 
@@ -96,32 +98,24 @@ class _Run:
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
     _make_workdir(config, workdir)
-    preprocessor = self._preprocessor(train_images, shared)
-    self.train_images = self._on_device(preprocessor, train_images)
-    self.eval_images = self._on_device(preprocessor, eval_images)
+    preprocessor = self._preprocessor(shared)
+    self.train_images.prepare(preprocessor)
+    self.eval_images.prepare(preprocessor)
 
   @property
   def step(self) -> int:
     return int(self.state.step)
 
-  def _preprocessor(
-    self, images: datasets.Dataset, shared: epath.PathLike | None
-  ) -> preprocessing.Preprocessor:
+  def _preprocessor(self, shared: epath.PathLike | None) -> preprocessing.Preprocessor:
     place, kind = parts.preprocessing_of(self.workdir), self.config.dataset.preprocessing
     if not preprocessing.saved(place):
       if shared is None or not preprocessing.saved(shared):
-        fitted = preprocessing.fit(kind, images.images)
-        fitted = preprocessing.Fitted(fitted, images.classes, self.examples)
+        fitted = preprocessing.fit(kind, self.train_images.sample())
+        fitted = preprocessing.Fitted(fitted, self.train_images.classes, self.examples)
         preprocessing.save(fitted, shared or place)
       if shared is not None:
         preprocessing.share(shared, place)
     return preprocessing.load(kind, place).preprocessor
-
-  def _on_device(
-    self, preprocessor: preprocessing.Preprocessor, data: datasets.Dataset
-  ) -> step_lib.Stored:
-    arrays = step_lib.Stored.of(preprocessor.apply(data.images), data.labels)
-    return sharding.replicate(arrays)
 
   def go(self) -> Outcome:
     """Runs to the end, or until asked to stop."""
@@ -130,18 +124,21 @@ class _Run:
       self.workdir, step, self.total, self.steps_per_epoch, self.config.train.batch_size
     )
     rate = optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
-    totals, order, epoch = step_lib.Totals.zero(), None, None
-    scores = None
+    totals, scores = step_lib.Totals.zero(), None
     measures = self.config.alignment.every_steps > 0
-    with contextlib.closing(report), contextlib.closing(self.checkpoints):
+    self.train_images.start(self.recipe, step)
+    with (
+      contextlib.closing(report),
+      contextlib.closing(self.checkpoints),
+      contextlib.closing(self.train_images),
+    ):
       if measures and step == 0:
         self._measure(report, step)
       while step < self.total:
-        if step // self.steps_per_epoch != epoch:
-          epoch = step // self.steps_per_epoch
-          order = step_lib.epoch_order(self.config.seed, epoch, self.examples)
-        step, totals = self._advance(step, totals, order)
+        limit = self._next_due(step) - step
+        self.state, totals, step = self.train_images.advance(self.state, totals, step, limit)
         report.advance(step)
+        report.damaged(step, "train", self.train_images.damaged())
 
         stop = self.asked_to_stop()
         log, look, save, measure = (self._due(step, every) for every in self._periods())
@@ -186,41 +183,24 @@ class _Run:
   def _due(self, step: int, every: int) -> bool:
     return step % every == 0 or step == self.total
 
-  def _advance(
-    self, step: int, totals: step_lib.Totals, order: jax.Array
-  ) -> tuple[int, step_lib.Totals]:
-    """One step, or on an accelerator all the steps until something else is due.
-
-    XLA's CPU backend runs a convolution inside a loop many times slower than outside it.
-    """
-    if jax.default_backend() == "cpu":
-      self.state, totals = step_lib.train_step(
-        self.recipe, self.state, totals, self.train_images, order
-      )
-      return step + 1, jax.block_until_ready(totals)  # a queue of steps would delay a stop
-    ends = [step - step % every + every for every in (*self._periods(), self.steps_per_epoch)]
-    count = min(*ends, self.total) - step
-    self.state, totals = step_lib.train_steps(
-      self.recipe, self.state, totals, self.train_images, order, jnp.int32(count)
-    )
-    return step + count, totals
+  def _next_due(self, step: int) -> int:
+    """The first step after this one at which something is due."""
+    return min(self.total, *(step - step % every + every for every in self._periods()))
 
   def _evaluate(self, report: Reporter, step: int) -> evaluate.Scores:
     scores = evaluate.evaluate(
       self.recipe.net,
       self.recipe.size,
       self.state.variables,
-      self.eval_images,
-      min(self.config.train.batch_size, len(self.eval_images.labels)),
+      self.eval_images.evaluation(self.config.train.batch_size),
     )
     report.evaluation(step, self.split, scores.loss, scores.error)
+    report.damaged(step, self.split, self.eval_images.damaged())
     return scores
 
   def _measure(self, report: Reporter, step: int) -> None:
     """Measures how errors align, on the same images each time: the first ones, unaugmented."""
-    n = self.config.train.batch_size
-    batch = self.train_images.take(slice(n))
-    batch = batch._replace(images=augmentation.center(batch.images, self.recipe.size))
+    batch = self.train_images.first(self.config.train.batch_size)
     values = measurements.measure(self.recipe, self.state.variables, batch)
     report.alignment(step, {name: float(value) for name, value in values.items()})
 
@@ -243,7 +223,7 @@ class _Run:
       f"The loss is not finite at step {step}: the run has diverged. "
       + (f"The checkpoint of step {kept[-1]} is kept." if kept else "There is no checkpoint yet.")
     )
-    scores = evaluate.Scores(math.nan, math.nan, 0)
+    scores = evaluate.Scores(math.nan, math.nan, math.nan, 0)
     values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)
     evaluate.write(self.workdir, values)
     return Outcome("diverged", step)

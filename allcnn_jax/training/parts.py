@@ -5,7 +5,7 @@ import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
-from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.data import augmentation, datasets, stream
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, convolution, model
 from allcnn_jax.training import learning_rules, optimizer, sharding
@@ -30,13 +30,15 @@ def read_images(
 ) -> datasets.Dataset:
   """A split of the config's data set, or of another one, as the network's images are stored."""
   own = name in (None, config.dataset.name)
-  return datasets.load(
-    config.dataset.name if own else name,
-    split,
-    augmentation.stored_size(config.dataset.augment, image(config)),
-    validation=config.dataset.validation if own else 0,
-    data_dir=config.dataset.data_dir,
-  )
+  name = config.dataset.name if own else name
+  stored = augmentation.stored_size(config.dataset.augment, image(config))
+  held_out = {
+    "validation": config.dataset.validation if own else 0,
+    "data_dir": config.dataset.data_dir,
+  }
+  if datasets.varies(name, config.dataset.data_dir):
+    return stream.Stream(name, split, **held_out).load(stored[:2])
+  return datasets.load(name, split, stored, **held_out)
 
 
 def rule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> learning_rules.Rule:
@@ -51,20 +53,28 @@ def rule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> learning_ru
   )
 
 
+def augment(config: ml_collections.ConfigDict) -> augmentation.Augmentation:
+  """What a config does to a training batch."""
+  graham = config.graham.to_dict() | {"colour": tuple(config.graham.colour)}
+  return augmentation.create(config.dataset.augment, augmentation.Graham(**graham))
+
+
 def recipe(
   config: ml_collections.ConfigDict, num_classes: int, examples: int, mesh: Mesh | None = None
 ) -> step_lib.Recipe:
   """What a run's step is compiled from, for `examples` training images, on all devices or a mesh."""
   steps_per_epoch = examples // config.train.batch_size
+  plain = config.dataset.plain_epochs
   return step_lib.Recipe(
     network(config, num_classes).clone(conv=convolution.Conv),
     optimizer.create(config.optimizer, steps_per_epoch, config.train.epochs),
-    config.dataset.augment,
+    augment(config),
     image(config)[:2],
     config.train.batch_size,
     config.seed,
     sharding.split(mesh or sharding.mesh()),
     rule(config, steps_per_epoch),
+    max(config.train.epochs - plain, 0) * steps_per_epoch if plain else None,
   )
 
 
@@ -83,8 +93,13 @@ def steps(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int]:
 
 
 def eval_split(config: ml_collections.ConfigDict) -> str:
-  """What is evaluated while training: the held-out images if there are any, else the test set."""
-  return "validation" if config.dataset.validation else "test"
+  """What is evaluated while training: the held-out images if there are any, else the test set.
+
+  ImageNet and its like keep the labels of their test set: there it is the validation set.
+  """
+  c = config.dataset
+  own = datasets.varies(c.name, c.data_dir) and datasets.has_split(c.name, "validation", c.data_dir)
+  return "validation" if c.validation or own else "test"
 
 
 def preprocessing_of(workdir: epath.PathLike) -> epath.Path:

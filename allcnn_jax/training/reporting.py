@@ -4,6 +4,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from etils import epath
@@ -80,6 +81,12 @@ class Reporter:
   def alignment(self, step: int, values: dict[str, float]) -> None:
     """Keeps what `measurements.measure` found, without a word on the terminal."""
     self._write(step, values)
+
+  def damaged(self, step: int, split: str, records: Sequence[str]) -> None:
+    """Tells of records that could not be read and were left out."""
+    for record in records:
+      self._write(step, {"split": split, "damaged": record})
+      self.note(f"damaged, left out: {split} {record}")
 
   def note(self, text: str) -> None:
     """A line of its own, above the bar."""

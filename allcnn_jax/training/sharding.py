@@ -38,6 +38,11 @@ def split(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(_AXIS))
 
 
+def process() -> tuple[int, int]:
+  """The number of this process, and how many there are."""
+  return jax.process_index(), jax.process_count()
+
+
 def check_batch_size(batch_size: int, devices: int | None = None) -> None:
   """Raises UsageError where the devices, by default all there are, cannot share a batch evenly."""
   n = devices or jax.device_count()
@@ -60,6 +65,12 @@ def replicate(tree: PyTree) -> PyTree:
 def spread(tree: PyTree) -> PyTree:
   """Arrays that every process has whole, divided by their first dimension among the devices."""
   return _spreader(mesh())(tree)
+
+
+def from_process(rows: PyTree) -> PyTree:
+  """The whole batch, of which this process holds its own `rows` alone, over the devices."""
+  place = split(mesh())
+  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), rows)
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """One step of training and one of evaluation: pure, traced by jit, no input or output.
 
-The whole training set lives on the device. A step takes its rows of the epoch's order, augments
-them, and changes the weights; `train_steps` does many steps in one call.
+Where the whole training set lives on the device, a step takes its rows of the epoch's order,
+augments them, and changes the weights; `train_steps` does many steps in one call. `train_batch`
+takes a batch that comes from elsewhere.
 """
 
 import dataclasses
@@ -95,22 +96,24 @@ class Recipe:
   Attributes:
     net: the network.
     optimizer: the optax chain.
-    augment: one of `augmentation.KINDS`.
+    augment: what is done to a training batch.
     size: height and width of the network's input.
     batch_size: images a step.
     seed: of the run.
     split: how a batch is laid out over the devices.
     rule: how errors go back and what is done to the weights after a step.
+    plain_from: the step from which on images are not augmented any more; None: none.
   """
 
   net: model.ConvNet
   optimizer: optax.GradientTransformation
-  augment: str
+  augment: augmentation.Augmentation
   size: tuple[int, int]
   batch_size: int
   seed: int
   split: NamedSharding
   rule: learning_rules.Rule = learning_rules.RULES["bp"]
+  plain_from: int | None = None
 
 
 def init(recipe: Recipe, channels: int, given: PyTree | None = None) -> TrainState:
@@ -156,15 +159,21 @@ def batch_at(recipe: Recipe, data: Stored, order: Int[Array, " n"], step: Int[Ar
   position = step % (len(order) // recipe.batch_size) * recipe.batch_size
   rows = jax.lax.dynamic_slice_in_dim(order, position, recipe.batch_size)
   batch = jax.lax.with_sharding_constraint(data.take(rows), recipe.split)
-  augment = augmentation.KINDS[recipe.augment].apply
-  key = randomness.key(recipe.seed, "augment", step)
-  return batch._replace(images=augment(key, batch.images, recipe.size))
+
+  def augmented(images):
+    return recipe.augment.apply(randomness.key(recipe.seed, "augment", step), images, recipe.size)
+
+  if recipe.plain_from is None:
+    return batch._replace(images=augmented(batch.images))
+  plain = functools.partial(augmentation.center, size=recipe.size)
+  return batch._replace(
+    images=jax.lax.cond(step < recipe.plain_from, augmented, plain, batch.images)
+  )
 
 
 def _step(
-  recipe: Recipe, state: TrainState, totals: Totals, data: Stored, order: Int[Array, " n"]
+  recipe: Recipe, state: TrainState, totals: Totals, batch: Images
 ) -> tuple[TrainState, Totals]:
-  batch = batch_at(recipe, data, order, state.step)
   rngs = {name: randomness.key(recipe.seed, name, state.step) for name in ("dropout", "noise")}
   (losses, wrong), grads = gradients(recipe.net, state.variables, batch, rngs, recipe.rule)
   params = state.variables["params"]
@@ -188,7 +197,15 @@ def train_step(
   recipe: Recipe, state: TrainState, totals: Totals, data: Stored, order: Int[Array, " n"]
 ) -> tuple[TrainState, Totals]:
   """One step on the batch that `order` gives to `state.step`; the state is donated."""
-  return _step(recipe, state, totals, data, order)
+  return _step(recipe, state, totals, batch_at(recipe, data, order, state.step))
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+def train_batch(
+  recipe: Recipe, state: TrainState, totals: Totals, batch: Images
+) -> tuple[TrainState, Totals]:
+  """One step on a batch as it is; the state is donated."""
+  return _step(recipe, state, totals, batch)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
@@ -201,27 +218,50 @@ def train_steps(
   count: Int[Array, ""],
 ) -> tuple[TrainState, Totals]:
   """`count` steps within one epoch, in one call; any count without compiling again."""
-  return jax.lax.fori_loop(
-    0, count, lambda _, carry: _step(recipe, *carry, data, order), (state, totals)
-  )
+
+  def body(_, carry):
+    state, totals = carry
+    return _step(recipe, state, totals, batch_at(recipe, data, order, state.step))
+
+  return jax.lax.fori_loop(0, count, body, (state, totals))
+
+
+class Sums(NamedTuple):
+  """Sums over the images of a batch, all of them scalars.
+
+  Attributes:
+    loss: of the images' losses.
+    wrong: how many have another class than theirs at the top.
+    wrong_top5: how many do not have their class among the first five.
+    count: how many there are.
+  """
+
+  loss: Float[Array, ""]
+  wrong: Int[Array, ""]
+  wrong_top5: Int[Array, ""]
+  count: Int[Array, ""]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def eval_step(
-  net: model.ConvNet,
-  size: tuple[int, int],
-  variables: PyTree,
-  batch: Images,
-  mask: Bool[Array, " n"],
-) -> tuple[Float[Array, ""], Int[Array, ""]]:
-  """Sum of the losses and number of wrong classifications where `mask` is true.
+def predict(
+  net: model.ConvNet, size: tuple[int, int], variables: PyTree, images: Float[Array, "n h w c"]
+) -> Float[Array, "n k"]:
+  """The logarithm of each class's probability; images are first brought to `size` (h, w)."""
+  return jax.nn.log_softmax(net.apply(variables, augmentation.center(images, size)))
 
-  Images larger than `size` (height, width) are cut to their centre.
-  """
-  logits = net.apply(variables, augmentation.center(batch.images, size))
-  losses = cross_entropy(logits, batch.labels)
-  wrong = (logits.argmax(axis=-1) != batch.labels) & mask
-  return jnp.where(mask, losses, 0).sum(), wrong.sum(dtype=jnp.int32)
+
+@jax.jit
+def score(logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Bool[Array, " n"]) -> Sums:
+  """The sums over the images where `mask` is true; of equal logits the first counts as larger."""
+  own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+  before = jnp.arange(logits.shape[1])[None] < labels[:, None]
+  rank = ((logits > own) | ((logits == own) & before)).sum(axis=1)
+  return Sums(
+    jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
+    ((rank >= 1) & mask).sum(dtype=jnp.int32),
+    ((rank >= 5) & mask).sum(dtype=jnp.int32),
+    mask.sum(dtype=jnp.int32),
+  )
 
 
 @jax.jit

@@ -1,0 +1,299 @@
+"""TFDS sets whose images vary in size, such as ImageNet: decoded crops, a batch at a time.
+
+A crop is a function of the seed and its position in the stream, and a batch one of its step. So
+the step is all that a checkpoint needs to know of a stream, each process decodes its own rows of a
+batch that is the same for any number of them, and how many workers there are changes nothing.
+Reading and decoding go through Grain; TensorFlow is not imported.
+"""
+
+import dataclasses
+import io
+import os
+import re
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import cv2
+import grain
+import numpy as np
+import simplejpeg
+from absl import flags
+from jaxtyping import Bool, Int, UInt8
+from PIL import Image
+
+from allcnn_jax.data import datasets
+from allcnn_jax.errors import UsageError, unknown
+
+RANDOM = {"none": False, "crop_flip": True, "imagenet": True}  # of `augmentation.KINDS`
+_LARGEST = 10_000  # images that `Stream.load` keeps in memory
+_ENDLESS = 2**31 - 1  # steps of training
+_TRIES = 100  # records after a damaged one that may take its place
+cv2.setNumThreads(1)  # Grain's workers are as many as there should be
+
+
+class Batch(NamedTuple):
+  """One process's rows of a batch.
+
+  Attributes:
+    images: (views, rows, H, W, 3).
+    labels: of each row.
+    mask: whether there is an image in the row.
+    damaged: which records could not be read, and why.
+  """
+
+  images: UInt8[np.ndarray, "v n h w 3"]
+  labels: Int[np.ndarray, " n"]
+  mask: Bool[np.ndarray, " n"]
+  damaged: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Crops:
+  """How an image becomes one of the network's size.
+
+  Attributes:
+    size: height and width of the crop.
+    side: the image's shorter side is brought to it first.
+    random: any place and a flip of half of them, or the central place.
+    seed: of the places and flips.
+  """
+
+  size: tuple[int, int]
+  side: int
+  random: bool = False
+  seed: int = 0
+
+  def cut(self, image: UInt8[np.ndarray, "h w 3"], position: int, view: int = 0) -> np.ndarray:
+    """The crop (H, W, 3) of an image that stands at a position of the stream."""
+    top = left = 0.5
+    flip = False
+    if self.random:
+      top, left, coin = np.random.default_rng((self.seed, position, view)).random(3)
+      flip = coin < 0.5
+    scale = min(image.shape[:2]) / self.side
+    cut = image
+    for axis, (share, pixels) in enumerate(zip((top, left), self.size)):
+      length = min(max(round(pixels * scale), 1), cut.shape[axis])
+      first = int(share * (cut.shape[axis] - length + 1))
+      cut = cut[first : first + length] if axis == 0 else cut[:, first : first + length]
+    height, width = self.size
+    resized = cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR)
+    return resized[:, ::-1] if flip else resized
+
+
+def decode(content: bytes, least: int) -> UInt8[np.ndarray, "h w 3"]:
+  """An image in three colours, its shorter side at least `least` if it has as many pixels.
+
+  A JPEG of twice that size or more is decoded at a half, a quarter or an eighth. What
+  libjpeg-turbo does not take, such as a PNG under a JPEG's name, Pillow may.
+
+  Raises:
+    Exception: of several kinds, for what is damaged.
+  """
+  try:
+    return simplejpeg.decode_jpeg(content, "RGB", min_height=least, min_width=least, min_factor=2)
+  except ValueError:
+    with Image.open(io.BytesIO(content)) as image:
+      return np.asarray(image.convert("RGB"))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Training:
+  """Step -> batch, without end: the set in an order that Grain shuffles anew in each epoch.
+
+  The next record that can be read takes the place of one that is damaged.
+  """
+
+  source: Any
+  rows: np.ndarray
+  crops: Crops
+  batch_size: int
+  shard: tuple[int, int]
+  plain_from: int | None
+
+  def __len__(self) -> int:
+    return _ENDLESS
+
+  def __getitem__(self, step: int) -> Batch:
+    n = len(self.rows)
+    order = grain.MapDataset.range(n).shuffle(self.crops.seed % 2**32)
+    plain = self.plain_from is not None and step >= self.plain_from
+    crops = dataclasses.replace(self.crops, random=self.crops.random and not plain)
+    positions = _positions(step, self.batch_size, self.shard)
+    images = np.zeros((1, len(positions), *crops.size, 3), np.uint8)
+    labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
+    damaged = []
+    for i, position in enumerate(positions):
+      first = order[position]
+      for k in range(min(n, _TRIES)):
+        row = int(self.rows[(first + k) % n])
+        try:
+          image, labels[i] = _read(self.source, row, crops.side)
+        except Exception as error:
+          damaged.append(_name(self.source, row, error))
+          continue
+        images[0, i], mask[i] = crops.cut(image, position), True
+        break
+    return Batch(images, labels, mask, tuple(damaged))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Evaluation:
+  """Step -> batch: each record once, in the set's own order; what is damaged is masked."""
+
+  source: Any
+  rows: np.ndarray
+  crops: Crops
+  batch_size: int
+  shard: tuple[int, int]
+  views: int
+
+  def __len__(self) -> int:
+    return -(-len(self.rows) // self.batch_size)
+
+  def __getitem__(self, step: int) -> Batch:
+    positions = _positions(step, self.batch_size, self.shard)
+    images = np.zeros((self.views, len(positions), *self.crops.size, 3), np.uint8)
+    labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
+    damaged = []
+    for i, position in enumerate(positions):
+      if position >= len(self.rows):
+        continue
+      row = int(self.rows[position])
+      try:
+        image, labels[i] = _read(self.source, row, self.crops.side)
+      except Exception as error:
+        damaged.append(_name(self.source, row, error))
+        continue
+      mask[i] = True
+      for view in range(self.views):
+        images[view, i] = self.crops.cut(image, position, view)
+    return Batch(images, labels, mask, tuple(damaged))
+
+
+def _positions(step: int, batch_size: int, shard: tuple[int, int]) -> range:
+  """The positions of a process's rows of the batch."""
+  index, count = shard
+  rows = batch_size // count
+  first = step * batch_size + index * rows
+  return range(first, first + rows)
+
+
+def _read(source: Any, row: int, least: int) -> tuple[np.ndarray, int]:
+  record = source[row]
+  return decode(record["image"], least), record["label"]
+
+
+def _name(source: Any, row: int, error: Exception) -> str:
+  """What to call a damaged record."""
+  try:
+    name = source[row].get("file_name", b"").decode()
+  except Exception:  # it cannot even be read
+    name = ""
+  why = re.sub(r"\s*<.*?>|\s+", " ", str(error)).strip()[:100] or type(error).__name__
+  return f"record {row}{f' ({name})' if name else ''}: {why}"
+
+
+class Stream:
+  """One split of a set; opening it reads no image."""
+
+  def __init__(self, name: str, split: str, *, validation: int = 0, data_dir: str = ""):
+    """Opens a split.
+
+    Args:
+      name: of the TFDS set.
+      split: as `datasets.load` takes it.
+      validation: how many training images are held out.
+      data_dir: where TFDS sets are.
+
+    Raises:
+      UsageError: as `datasets.load`.
+    """
+    self._source, self.classes = datasets.source(name, split, validation, data_dir)
+    self.rows = datasets.kept(name, len(self._source), split, validation)
+    self.name, self.split = name, split
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def training(
+    self,
+    crops: Crops,
+    batch_size: int,
+    start: int,
+    *,
+    shard: tuple[int, int] = (0, 1),
+    plain_from: int | None = None,
+    workers: int = 0,
+  ) -> Iterator[Batch]:
+    """The batches of steps `start`, `start` + 1, ... without end.
+
+    Args:
+      crops: how images are cut.
+      batch_size: images a step, over all processes.
+      start: the first step.
+      shard: this process's number, and how many there are.
+      plain_from: the step from which on crops are central.
+      workers: processes that decode; 0: threads of this one.
+    """
+    steps = _Training(self._source, self.rows, crops, batch_size, shard, plain_from)
+    return _iterate(steps, start, workers)
+
+  def evaluation(
+    self,
+    crops: Crops,
+    batch_size: int,
+    *,
+    views: int = 1,
+    shard: tuple[int, int] = (0, 1),
+    workers: int = 0,
+  ) -> Iterator[Batch]:
+    """Every record once, `views` crops of each; the last batch is filled up and masked."""
+    steps = _Evaluation(self._source, self.rows, crops, batch_size, shard, views)
+    return _iterate(steps, 0, workers)
+
+  def load(self, size: tuple[int, int]) -> datasets.Dataset:
+    """All of the split in memory, as central crops whose shorter side was `size`'s.
+
+    Raises:
+      UsageError: there are too many.
+    """
+    if len(self) > _LARGEST:
+      raise UsageError(
+        f"{self.name} {self.split} has {len(self)} images, more than the {_LARGEST} that are "
+        f"taken into memory: choose some, such as --split='{self.split}[:1000]'."
+      )
+    return datasets.Dataset(*self._decoded(size, self.rows), self.classes)
+
+  def sample(self, size: tuple[int, int], count: int = 256) -> UInt8[np.ndarray, "n h w 3"]:
+    """Up to `count` images that are spread evenly over the split, central crops."""
+    places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
+    return self._decoded(size, self.rows[places])[0]
+
+  def _decoded(self, size: tuple[int, int], rows: Int[np.ndarray, " n"]) -> tuple[Any, Any]:
+    """(images, labels) of the records that can be read."""
+    steps = _Evaluation(self._source, rows, Crops(size, min(size)), 32, (0, 1), 1)
+    images, labels, mask, damaged = zip(*_iterate(steps, 0, workers=0))
+    kept = np.concatenate(mask)
+    if not kept.any():
+      raise UsageError(f"{self.name} {self.split}: no image can be read, not even {damaged[0][0]}.")
+    return np.concatenate([x[0] for x in images])[kept], np.concatenate(labels)[kept]
+
+
+def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
+  threads = 1 if workers else min(os.cpu_count() or 1, 4)
+  batches = grain.MapDataset.source(steps)[start : len(steps)].to_iter_dataset(
+    grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
+  )
+  if workers:
+    if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own, which we do not offer.
+      flags.FLAGS.mark_as_parsed()
+    options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
+    batches = batches.mp_prefetch(options)
+  return iter(batches)
+
+
+def check_augmentation(kind: str) -> None:
+  """Raises UsageError if a stream cannot do what a config asks for."""
+  if kind not in RANDOM:
+    raise unknown("dataset.augment of a set of images that vary in size", kind, RANDOM)

@@ -1,0 +1,244 @@
+"""A split as training and evaluation take it, behind one door: whole on the device, or streamed."""
+
+import functools
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, UInt8
+
+from allcnn_jax.data import augmentation, datasets, preprocessing, stream
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import parts, randomness, sharding
+from allcnn_jax.training import step as step_lib
+
+
+class Batch(NamedTuple):
+  """A batch to evaluate.
+
+  Attributes:
+    views: preprocessed images (N, H, W, C), as often as each is looked at.
+    labels: of the images.
+    mask: false where a row is filling.
+  """
+
+  views: Sequence[Float[Array, "n h w c"]]
+  labels: Int[Array, " n"]
+  mask: Bool[Array, " n"]
+
+
+@runtime_checkable
+class Source(Protocol):
+  """One split.
+
+  `sample` gives raw images to fit a preprocessor to, and `prepare` takes it; then come the rest.
+  `start` makes ready for training from a step on, `advance` trains up to `limit` steps at most,
+  `first` gives the first images, unaugmented, `evaluation` each image once, `damaged` the names of
+  the records that could not be read since it was last asked.
+
+  Attributes:
+    classes: their names.
+    examples: how many images there are.
+  """
+
+  classes: tuple[str, ...]
+  examples: int
+
+  def sample(self) -> UInt8[np.ndarray, "n h w c"]: ...
+  def prepare(self, preprocessor: preprocessing.Preprocessor) -> None: ...
+  def start(self, recipe: step_lib.Recipe, step: int) -> None: ...
+  def advance(
+    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int, limit: int
+  ) -> tuple[step_lib.TrainState, step_lib.Totals, int]: ...
+  def first(self, n: int) -> step_lib.Images: ...
+  def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]: ...
+  def damaged(self) -> list[str]: ...
+  def close(self) -> None: ...
+
+
+def open(config: ml_collections.ConfigDict, split: str, name: str | None = None) -> Source:
+  """A split of a config's data set, or of another one.
+
+  Raises:
+    UsageError: it cannot be had, or a stream cannot do what the config asks for.
+  """
+  if datasets.varies(name or config.dataset.name, config.dataset.data_dir):
+    return Streamed(config, split, name)
+  return Resident(config, split, name)
+
+
+def batches(data: step_lib.Stored, batch_size: int) -> Iterator[Batch]:
+  """Each image once; the last batch is filled up and the filling masked."""
+  n = len(data.labels)
+  batch_size = sharding.round_up(min(batch_size, n))
+  for start in range(0, n, batch_size):
+    rows = np.arange(start, start + batch_size)
+    batch = data.take(np.minimum(rows, n - 1))
+    (images, labels), mask = sharding.spread((batch, rows < n))
+    yield Batch([images], labels, mask)
+
+
+class Resident:
+  """A whole split on the device."""
+
+  def __init__(self, config: ml_collections.ConfigDict, split: str, name: str | None = None):
+    self._config, self._raw = config, parts.read_images(config, split, name)
+    self.classes, self.examples = self._raw.classes, len(self._raw.labels)
+
+  def sample(self) -> UInt8[np.ndarray, "n h w c"]:
+    return self._raw.images
+
+  def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
+    arrays = step_lib.Stored.of(preprocessor.apply(self._raw.images), self._raw.labels)
+    self._data = sharding.replicate(arrays)
+    self._raw = None
+
+  def start(self, recipe: step_lib.Recipe, step: int) -> None:
+    self._recipe = recipe
+    self._order = functools.lru_cache(1)(
+      functools.partial(step_lib.epoch_order, recipe.seed, n=self.examples)
+    )
+
+  def advance(
+    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int, limit: int
+  ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
+    """One step, or on an accelerator all of them up to the limit or the end of the epoch.
+
+    XLA's CPU backend runs a convolution inside a loop many times slower than outside it.
+    """
+    per_epoch = self.examples // self._recipe.batch_size
+    epoch = step // per_epoch
+    given = (self._recipe, state, totals, self._data, self._order(epoch))
+    if jax.default_backend() == "cpu":
+      state, totals = step_lib.train_step(*given)
+      return state, jax.block_until_ready(totals), step + 1  # a queue would delay a stop
+    count = min(limit, (epoch + 1) * per_epoch - step)
+    state, totals = step_lib.train_steps(*given, jnp.int32(count))
+    return state, totals, step + count
+
+  def first(self, n: int) -> step_lib.Images:
+    batch = self._data.take(slice(n))
+    size = parts.image(self._config)[:2]
+    return batch._replace(images=augmentation.center(batch.images, size))
+
+  def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
+    size = parts.image(self._config)[:2]
+    augment = jax.jit(parts.augment(self._config).apply, static_argnums=2)
+    for n, batch in enumerate(batches(self._data, batch_size)):
+      keys = [randomness.key(self._config.seed, f"view {i}", n) for i in range(views)]
+      augmented = [augment(key, *batch.views, size) for key in keys]
+      yield batch._replace(views=augmented or batch.views)
+
+  def damaged(self) -> list[str]:
+    return []
+
+  def close(self) -> None:
+    """There is nothing to end."""
+
+
+class Streamed:
+  """A split that is read and decoded while it is used, one batch ahead of the device."""
+
+  def __init__(self, config: ml_collections.ConfigDict, split: str, name: str | None = None):
+    c = config.dataset
+    stream.check_augmentation(c.augment)
+    if c.preprocessing == "gcn_zca":
+      raise UsageError(
+        "dataset.preprocessing='gcn_zca' needs all images in memory: a set of images that vary in "
+        "size takes standardize, grey or none."
+      )
+    own = name in (None, c.name)
+    self._stream = stream.Stream(
+      c.name if own else name,
+      split,
+      validation=c.validation if own else 0,
+      data_dir=c.data_dir,
+    )
+    self._config = config
+    self._size, channels = parts.image(config)[:2], parts.image(config)[2]
+    if channels != 3:
+      raise UsageError(f"{config.model.name} takes {channels} channel, not colour.")
+    side = min(augmentation.stored_size(c.augment, (*self._size, 3))[:2])
+    self._central = stream.Crops(self._size, side)
+    self._random = stream.Crops(self._size, side, stream.RANDOM[c.augment], config.seed)
+    self.classes, self.examples = self._stream.classes, len(self._stream)
+    self._met: dict[str, None] = {}
+    self._told = 0
+    self._batches = self._ahead = None
+
+  def sample(self) -> UInt8[np.ndarray, "n h w c"]:
+    return self._stream.sample(self._size)
+
+  def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
+    self._apply = jax.jit(preprocessor.apply)
+
+  def start(self, recipe: step_lib.Recipe, step: int) -> None:
+    self._recipe = recipe
+    self._batches = self._stream.training(
+      self._random,
+      recipe.batch_size,
+      step,
+      shard=sharding.process(),
+      plain_from=recipe.plain_from,
+      workers=self._config.stream.workers,
+    )
+
+  def advance(
+    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int, limit: int
+  ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
+    """One step; the next batch travels to the device meanwhile."""
+    batch = self._ahead or self._next()
+    state, totals = step_lib.train_batch(self._recipe, state, totals, batch)
+    self._ahead = self._next()
+    return state, jax.block_until_ready(totals), step + 1
+
+  def _next(self) -> step_lib.Images:
+    batch = next(self._batches)
+    self._meet(batch.damaged)
+    if not batch.mask.all():
+      raise UsageError(f"Too many records in a row are damaged; the last: {batch.damaged[-1]}.")
+    images, labels = sharding.from_process((batch.images[0], batch.labels))
+    return step_lib.Images(self._apply(images), labels)
+
+  def first(self, n: int) -> step_lib.Images:
+    batch = next(iter(self.evaluation(n)))
+    return step_lib.Images(batch.views[0], batch.labels)
+
+  def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
+    batches = self._stream.evaluation(
+      self._random if views else self._central,
+      batch_size,
+      views=views or 1,
+      shard=sharding.process(),
+      workers=self._config.stream.workers,
+    )
+    try:
+      for batch in batches:
+        self._meet(batch.damaged)
+        images, labels, mask = sharding.from_process((list(batch.images), batch.labels, batch.mask))
+        yield Batch([self._apply(x) for x in images], labels, mask)
+    finally:
+      batches.close()
+
+  def _meet(self, damaged: Sequence[str]) -> None:
+    """Remembers damaged records. Raises UsageError if there are too many."""
+    self._met |= dict.fromkeys(damaged)
+    allowed = self._config.stream.damaged
+    if len(self._met) > allowed * self.examples:
+      raise UsageError(
+        f"{len(self._met)} of the {self.examples} records of {self._stream.name} "
+        f"{self._stream.split} are damaged, more than the share stream.damaged={allowed:g}. "
+        f"The last: {list(self._met)[-1]}."
+      )
+
+  def damaged(self) -> list[str]:
+    names = list(self._met)[self._told :]
+    self._told += len(names)
+    return names
+
+  def close(self) -> None:
+    if self._batches is not None:
+      self._batches.close()

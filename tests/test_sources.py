@@ -1,0 +1,161 @@
+"""A split is the same through either door, and training goes on where it was stopped."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from allcnn_jax import config as config_lib
+from allcnn_jax.data import preprocessing
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import evaluate, loop, parts, sources
+from allcnn_jax.training import step as step_lib
+
+
+def opened(config, split="test"):
+  source = sources.open(config, split)
+  source.prepare(preprocessing.fit(config.dataset.preprocessing, source.sample()))
+  return source
+
+
+def images_of(batches):
+  """The first view of each image that is not masked."""
+  parts = [np.asarray(b.views[0])[np.asarray(b.mask)] for b in batches]
+  return np.concatenate(parts)
+
+
+@pytest.fixture
+def streamed(tiny, photos):
+  tiny.dataset.name = "photos"
+  tiny.dataset.data_dir = photos()
+  tiny.dataset.augment = "imagenet"
+  tiny.dataset.preprocessing = "grey"
+  tiny.train.batch_size = 6
+  return tiny
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
+@pytest.mark.parametrize("views", [0, 2])
+def test_an_evaluation_has_every_image_once(tiny, batch_size, views):
+  tiny.dataset.augment = "shift_flip"
+  batches = list(opened(tiny).evaluation(batch_size, views))
+  assert all(len(b.views) == max(views, 1) for b in batches)
+  labels = np.concatenate([np.asarray(b.labels)[np.asarray(b.mask)] for b in batches])
+  np.testing.assert_array_equal(labels, parts.read_images(tiny, "test").labels)
+  assert len(images_of(batches)) == 50
+
+
+def test_views_are_augmented_and_the_image_itself_is_not(tiny):
+  tiny.dataset.augment = "graham"
+  tiny.dataset.preprocessing = "grey"
+  tiny.model.name = "large_all_cnn"
+  tiny.model.dropout = ()
+  [batch] = opened(tiny).evaluation(50, 3)
+  assert [x.shape for x in batch.views] == [(50, 126, 126, 3)] * 3
+  assert len({np.asarray(x).tobytes() for x in batch.views}) == 3
+  first = np.asarray(opened(tiny).first(4).images)
+  raw = parts.read_images(tiny, "test").images[:4].astype(np.float32)
+  np.testing.assert_allclose(first[:, 47:79, 47:79], (raw - 128) / 128)
+  assert np.abs(first).sum() == pytest.approx(np.abs((raw - 128) / 128).sum(), rel=1e-5)
+
+
+def test_a_stream_evaluates_what_would_be_read_into_memory(streamed):
+  stored = parts.read_images(streamed, "test")
+  size = parts.image(streamed)[:2]
+  top = (stored.images.shape[1] - size[0]) // 2
+  kept = stored.images[:, top : top + size[0], top : top + size[1]].astype(np.float32)
+  found = images_of(opened(streamed).evaluation(4))
+  # Cut before it is resized, or after: the windows differ by less than a pixel.
+  assert found.shape == kept.shape
+  assert np.abs(found - (kept - 128) / 128).mean() < 0.03
+
+
+def weights(workdir):
+  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables["params"])
+
+
+def test_a_streamed_run_stopped_anywhere_goes_on_with_the_very_next_batch(streamed, tmp_path):
+  streamed.train.steps = 7
+  streamed.checkpoint.every_steps = 3
+  loop.train(streamed, tmp_path / "whole")
+  for steps in (2, 4, 7):
+    streamed.train.steps = steps
+    loop.train(streamed, tmp_path / "parts")
+  jax.tree.map(
+    np.testing.assert_array_equal, weights(tmp_path / "whole"), weights(tmp_path / "parts")
+  )
+  result = evaluate.from_workdir(tmp_path / "parts")
+  assert (result["split"], result["examples"]) == ("test", 11)
+  assert result["error_top5"] <= result["error"]
+
+
+def test_a_streamed_step_is_that_of_the_same_batch_on_the_device(streamed):
+  """One step on the stream's first batch, against the step of a set that holds just that batch."""
+  source = opened(streamed, "train")
+  recipe = parts.recipe(streamed, 18, 18)
+  source.start(recipe, 0)
+  copy = opened(streamed, "train")
+  copy.start(recipe, 0)
+  batch = copy._next()
+  copy.close()
+  plain = config_lib.complete(streamed)
+  plain.dataset.augment = "none"
+  state, _, step = source.advance(step_lib.init(recipe, 3), step_lib.Totals.zero(), 0, 5)
+  source.close()
+  other, _ = step_lib.train_step(
+    parts.recipe(plain, 18, 18),
+    step_lib.init(recipe, 3),
+    step_lib.Totals.zero(),
+    step_lib.Stored.of(*batch),
+    np.arange(6),
+  )
+  assert step == 1
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), state, other)
+
+
+def test_damaged_records_are_in_the_log_once_and_counted_out(streamed, photos, tmp_path, capsys):
+  photos({3: b"no picture", 7: None})
+  streamed.stream.damaged = 0.2
+  streamed.train.steps = 7
+  loop.train(streamed, tmp_path / "run")
+  lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+  named = [x["damaged"] for x in lines if "damaged" in x]
+  assert sorted(name.split(":")[0] for name in named) == [
+    "record 3 (photo3.jpg)",
+    "record 7 (photo7.jpg)",
+  ]
+  result = evaluate.from_workdir(tmp_path / "run", split="train")
+  assert result["examples"] == 16
+  assert "damaged, left out: train record 7 (photo7.jpg)" in capsys.readouterr().out
+
+
+def test_too_many_damaged_records_stop_a_run(streamed, photos, tmp_path):
+  photos({3: b"", 7: b"", 8: b""})
+  streamed.stream.damaged = 2 / 18
+  streamed.train.steps = 9
+  with pytest.raises(UsageError, match=r"3 of the 18 records of photos train are damaged.*photo"):
+    loop.train(streamed, tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+  ("key", "value", "said"),
+  [
+    ("dataset.augment", "shift_flip", "vary in size 'shift_flip'.*Known: none, crop_flip"),
+    ("dataset.preprocessing", "gcn_zca", "needs all images in memory"),
+    ("model.name", "fa_mnist", "1 channel"),
+  ],
+)
+def test_what_a_stream_cannot_do_is_refused(streamed, key, value, said):
+  group, name = key.split(".")
+  streamed[group][name] = value
+  with pytest.raises(UsageError, match=said):
+    sources.open(streamed, "train")
+
+
+def test_first_images_are_the_same_ones_each_time(streamed):
+  source = opened(streamed)
+  first = source.first(4)
+  assert first.images.shape == (4, 32, 32, 3)
+  np.testing.assert_array_equal(first.labels, range(4))
+  np.testing.assert_array_equal(first.images, source.first(4).images)

@@ -1,0 +1,177 @@
+"""A stream against what Pillow and NumPy make of the same files, and against itself elsewhere."""
+
+import dataclasses
+import io
+import itertools
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from allcnn_jax.data import stream
+from allcnn_jax.errors import UsageError
+
+CROPS = stream.Crops((32, 32), 36, random=True, seed=5)
+CENTRAL = stream.Crops((32, 32), 36)
+
+
+def take(batches, n):
+  try:
+    return list(itertools.islice(batches, n))
+  finally:
+    batches.close()
+
+
+def same(a, b):
+  assert len(a) == len(b) > 0
+  for x, y in zip(a, b):
+    for one, other in zip(x, y):
+      np.testing.assert_array_equal(one, other)
+
+
+@pytest.fixture
+def train(photos):
+  return stream.Stream("photos", "train", data_dir=photos())
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("form", ["JPEG", "PNG"])
+def test_every_kind_of_picture_is_decoded_as_pillow_does(photo, mode, form):
+  if (mode, form) == ("CMYK", "PNG"):
+    pytest.skip("there is no such thing")
+  content = photo(0, mode=mode, form=form)
+  decoded = stream.decode(content, 36).astype(int)
+  pillow = np.asarray(Image.open(io.BytesIO(content)).convert("RGB")).astype(int)
+  assert decoded.shape == pillow.shape
+  assert np.abs(decoded - pillow).max() <= 3
+
+
+def test_large_pictures_are_decoded_small_and_small_ones_whole(photo):
+  assert stream.decode(photo(0, size=(400, 600)), 50).shape == (50, 75, 3)  # an eighth
+  assert stream.decode(photo(0, size=(400, 600)), 51).shape == (100, 150, 3)
+  assert stream.decode(photo(0, size=(90, 130)), 50).shape == (90, 130, 3)
+  assert stream.decode(photo(0, size=(8, 5)), 50).shape == (8, 5, 3)
+
+
+@pytest.mark.parametrize("size", [(48, 64), (200, 72), (20, 30), (36, 36), (32, 100)])
+def test_the_central_crop_is_that_of_the_resized_picture(photo, size):
+  image = np.asarray(Image.open(io.BytesIO(photo(1, size=size, form="PNG"))))
+  scale = 36 / min(size)
+  height, width = (round(n * scale) for n in size)
+  whole = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+  top, left = (height - 32) // 2, (width - 32) // 2
+  expected = np.asarray(whole.crop((left, top, left + 32, top + 32))).astype(float)
+  found = CENTRAL.cut(image, 0).astype(float)
+  assert found.shape == (32, 32, 3)
+  assert np.abs(found - expected).mean() < 6  # of 256; a crop off by two pixels is off by more
+
+
+def test_random_crops_reach_every_place_and_half_of_them_are_mirrored():
+  rows, columns = np.meshgrid(np.arange(72), np.arange(72), indexing="ij")
+  image = np.stack([rows, columns, 0 * rows], axis=-1).astype(np.uint8)
+  cuts = np.stack([CROPS.cut(image, i) for i in range(400)]).astype(int)
+  mirrored = cuts[:, 0, 0, 1] > cuts[:, 0, -1, 1]
+  assert 150 < mirrored.sum() < 250
+  tops, lefts = cuts[:, 0, 0, 0], np.minimum(cuts[:, 0, 0, 1], cuts[:, 0, -1, 1])
+  assert set(tops) == set(lefts) == set(range(1, 10))  # a window of 64 of 72; 0.5 is rounded up
+
+
+def test_an_epoch_has_every_record_once_in_an_order_of_its_own(train):
+  n = len(train)
+  labels = np.concatenate([b.labels for b in take(train.training(CROPS, 6, 0), 2 * n // 6)])
+  assert sorted(labels[:n]) == sorted(labels[n:]) == list(range(n))
+  assert list(labels[:n]) != list(labels[n:])
+  other = stream.Crops((32, 32), 36, random=True, seed=6)
+  assert list(labels[:6]) != list(take(train.training(other, 6, 0), 1)[0].labels)
+
+
+def test_a_batch_is_a_function_of_its_step_whoever_decodes_it(train):
+  whole = take(train.training(CROPS, 6, 0), 9)
+  same(whole[5:], take(train.training(CROPS, 6, 5), 4))
+  same(whole[7:], take(train.training(CROPS, 6, 7, workers=1), 2))
+
+
+def test_processes_share_a_batch(train):
+  whole = take(train.training(CROPS, 6, 3), 2)
+  parts = [take(train.training(CROPS, 6, 3, shard=(i, 3)), 2) for i in range(3)]
+  for step in range(2):
+    for field in ("images", "labels"):
+      shared = [getattr(p[step], field) for p in parts]
+      joined = np.concatenate(shared, axis=1 if field == "images" else 0)
+      np.testing.assert_array_equal(joined, getattr(whole[step], field))
+
+
+def test_from_a_step_on_crops_are_central(train):
+  random = take(train.training(CROPS, 6, 0), 4)
+  plain = take(train.training(CROPS, 6, 0, plain_from=2), 4)
+  central = take(train.training(dataclasses.replace(CENTRAL, seed=5), 6, 0), 4)
+  same(plain[:2], random[:2])
+  same(plain[2:], central[2:])
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 18, 64])
+def test_an_evaluation_has_every_record_once(train, batch_size):
+  batches = list(train.evaluation(CENTRAL, batch_size))
+  assert all(len(b.labels) == batch_size for b in batches)
+  labels = np.concatenate([b.labels[b.mask] for b in batches])
+  np.testing.assert_array_equal(labels, np.arange(len(train)))
+
+
+def test_views_are_several_crops_of_the_same_images(train):
+  [batch] = train.evaluation(CROPS, 18, views=3)
+  assert batch.images.shape == (3, 18, 32, 32, 3)
+  assert len({view.tobytes() for view in batch.images}) == 3
+
+
+def test_damaged_records_are_named_and_the_next_one_takes_their_place(photos):
+  bad = {4: b"no picture", 5: None, 9: b""}  # None: cut off in the middle
+  damaged = stream.Stream("photos", "train", data_dir=photos(bad))
+  [batch] = damaged.evaluation(CENTRAL, 18)
+  assert set(np.flatnonzero(~batch.mask)) == set(bad)
+  assert [name.split(":")[0] for name in batch.damaged] == [
+    "record 4 (photo4.jpg)",
+    "record 5 (photo5.jpg)",
+    "record 9 (photo9.jpg)",
+  ]
+  batches = take(damaged.training(CROPS, 6, 0), 3)
+  labels = np.concatenate([b.labels for b in batches])
+  assert sorted(labels) == sorted([*(set(range(18)) - set(bad)), 6, 6, 10])
+  assert all(b.mask.all() for b in batches)
+  assert {name.split()[1] for b in batches for name in b.damaged} == {"4", "5", "9"}
+
+
+def test_a_set_without_one_readable_record_is_refused(photos):
+  nothing = stream.Stream("photos", "train", data_dir=photos(dict.fromkeys(range(18), b"")))
+  [batch] = take(nothing.training(CROPS, 6, 0), 1)
+  assert not batch.mask.any()
+  assert len(set(batch.damaged)) == 18
+  with pytest.raises(UsageError, match="no image can be read"):
+    nothing.sample((32, 32))
+
+
+def test_held_out_records_are_not_trained_on(photos):
+  parts = [
+    stream.Stream("photos", split, validation=5, data_dir=photos())
+    for split in ("train", "validation")
+  ]
+  labels = [set(np.concatenate([b.labels for b in p.evaluation(CENTRAL, 1)])) for p in parts]
+  assert [len(x) for x in labels] == [13, 5]
+  assert labels[0] | labels[1] == set(range(18))
+
+
+def test_few_images_may_be_loaded_and_many_not(train, monkeypatch):
+  data = train.load((36, 36))
+  assert data.images.shape == (18, 36, 36, 3)
+  np.testing.assert_array_equal(data.labels, np.arange(18))
+  assert len(train.sample((32, 32), 7)) == 7
+  monkeypatch.setattr(stream, "_LARGEST", 17)
+  with pytest.raises(UsageError, match=r"--split='train\[:1000\]'"):
+    train.load((36, 36))
+
+
+@pytest.mark.parametrize(
+  ("name", "split", "said"), [("photos", "tset", "Known: train"), ("potos", "train", "Unknown")]
+)
+def test_what_is_not_there_is_one_line(photos, name, split, said):
+  with pytest.raises(UsageError, match=said):
+    stream.Stream(name, split, data_dir=photos())
