@@ -17,6 +17,7 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
+from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
 
@@ -257,8 +258,7 @@ def run(words: Sequence[str]) -> int:
 
 def _keep_compiled() -> None:
   """What JAX compiles is kept for the next start, in the user's cache folder."""
-  cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "allcnn_jax"))
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(files.cache() / "programs"))
   os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 

@@ -1,5 +1,6 @@
-"""A file is written whole or not at all, whoever else writes it at the same time."""
+"""Files that are written whole or not at all, and the folder of those that can be made again."""
 
+import os
 import uuid
 
 from etils import epath
@@ -11,3 +12,9 @@ def write(path: epath.PathLike, content: bytes) -> None:
   beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.writing")
   beside.write_bytes(content)
   beside.replace(path)
+
+
+def cache() -> epath.Path:
+  """What can be made again stands in this folder: $XDG_CACHE_HOME, or ~/.cache, /allcnn_jax."""
+  home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  return epath.Path(home).expanduser() / "allcnn_jax"

@@ -1,3 +1,6 @@
+import os
+import types
+
 import numpy as np
 import pytest
 
@@ -159,3 +162,37 @@ def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):
     datasets.training_images("cifar10", 0, str(tmp_path))
   with pytest.raises(UsageError, match="leaves none of digits's 1438"):
     datasets.training_images("digits", 1438)
+
+
+class _Prepared:
+  """Stands in for a TFDS builder of six images of 4 x 4, and counts how often it is read."""
+
+  def __init__(self, folder):
+    self.data_dir, self.reads = str(folder), 0
+    label = types.SimpleNamespace(num_classes=2, names=["a", "b"])
+    image = types.SimpleNamespace(shape=(4, 4, 3))
+    self.info = types.SimpleNamespace(name="six", features={"image": image, "label": label})
+    (folder / "dataset_info.json").write_text("{}")
+
+  def as_data_source(self, split, decoders):
+    return self
+
+  def __len__(self):
+    return 6
+
+  def __getitems__(self, rows):
+    self.reads += 1
+    return [{"image": np.full((4, 4, 3), i, np.uint8), "label": i % 2} for i in rows]
+
+
+def test_images_are_decoded_once_until_the_set_is_prepared_anew(tmp_path, monkeypatch):
+  builder = _Prepared(tmp_path)
+  monkeypatch.setattr(datasets, "_prepared", lambda name, data_dir: builder)
+  first, again = (datasets.load("six", "train", (4, 4, 3)) for _ in range(2))
+  np.testing.assert_array_equal(first.images, again.images)
+  np.testing.assert_array_equal(again.labels, [0, 1, 0, 1, 0, 1])
+  assert (again.classes, builder.reads) == (("a", "b"), 1)
+  os.utime(tmp_path / "dataset_info.json", (1, 1))
+  datasets.load("six", "train", (4, 4, 3))
+  datasets.load("six", "test", (4, 4, 3))
+  assert builder.reads == 3

@@ -8,17 +8,21 @@ Nothing is downloaded here and TensorFlow is not imported: TFDS sets are read th
 random-access files. A set that is not prepared is refused with the command that prepares it.
 """
 
+import contextlib
 import difflib
+import hashlib
 import io
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors.numpy
 from etils import epath
 from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
+from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
 _SPLIT_SEED = 0  # Which images are held out never depends on a run's seed.
@@ -320,6 +324,10 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
   if None in shape:
     raise UsageError(f"{name}'s images vary in size, {shape}: they are streamed (`stream.py`).")
   source = _open(name, builder, split)
+  place = _decoded(builder, split)
+  if place.exists():
+    arrays = safetensors.numpy.load_file(place)
+    return Dataset(arrays["images"], arrays["labels"], names)
   n, step = len(source), 1000
   images = np.empty((n, *shape), np.uint8)
   labels = np.empty(n, np.int32)
@@ -329,7 +337,17 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
     stop = min(start + step, n)
     for i, record in enumerate(source.__getitems__(list(range(start, stop))), start):
       images[i], labels[i] = record["image"], record["label"]
+  with contextlib.suppress(OSError):  # without a cache the next start takes longer
+    place.parent.mkdir(parents=True, exist_ok=True)
+    files.write(place, safetensors.numpy.save({"images": images, "labels": labels}))
   return Dataset(images, labels, names)
+
+
+def _decoded(builder: Any, split: str) -> epath.Path:
+  """Where a split's decoded images are kept: another place for a set that is prepared anew."""
+  made = (epath.Path(builder.data_dir) / "dataset_info.json").stat().mtime
+  key = hashlib.sha256(f"{builder.data_dir} {made} {split}".encode()).hexdigest()[:16]
+  return files.cache() / "images" / f"{builder.info.name}_{key}.safetensors"
 
 
 def _fit(name: str, images: np.ndarray, image: tuple[int, int, int]) -> np.ndarray:
