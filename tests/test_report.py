@@ -48,6 +48,14 @@ def test_two_runs_are_one_line_in_markdown_json_and_html(two, tmp_path):
     report.report(kept, tmp_path / "elsewhere")
 
 
+def test_broken_runs_are_told(two):
+  (two / "run2.broken").write_text("RuntimeError: no memory\n")
+  report.report(two)
+  said = "Broken runs: run2: RuntimeError: no memory."
+  assert said in (two / "TABLE.md").read_text()
+  assert said in (two / "report.html").read_text()
+
+
 def test_no_runs_are_refused_and_nothing_is_written(tmp_path):
   with pytest.raises(UsageError, match="holds neither runs nor their records"):
     report.report(tmp_path / "none")
@@ -58,7 +66,9 @@ def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
   runs = [record(seed=i, scale=1.0 + i, model__width=0.1 * (1 + i % 8)) for i in range(8)]
   dead = record(seed=99, scale=50.0, model__width=0.1)
   dead.evaluation["status"] = "dead"
-  chart = report.curves([*runs, dead])
+  trial = record(dataset__validation=10)
+  chart, held_out = report.curves([*runs, dead, trial])
+  assert [len(panel.lines) for panel in held_out.panels] == [1, 1]
   assert [len(panel.lines) for panel in chart.panels] == [6, 6, 2, 2]
   narrow = chart.panels[0].lines[0]
   assert narrow.y.max() == runs[0].series("train_error")[1][-1]

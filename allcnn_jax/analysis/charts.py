@@ -14,6 +14,7 @@ from allcnn_jax.analysis.alignment import Chart, Panel
 _DPI = 200
 _COLUMNS = 4
 _SIZE = (3.2, 2.7)  # inches, of a panel
+_LETTER = 0.06  # inches, of a legend
 
 
 def draw(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
@@ -24,7 +25,11 @@ def draw(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
   caption = textwrap.wrap(chart.caption, int(width * 17))
   labels = {tuple(line.label for line in panel.lines) for panel in chart.panels}
   shared = len(labels) == 1
-  legend = 0.16 * math.ceil(len(labels.pop()) / columns) + 0.15 if shared else 0
+  legend, abreast = 0.0, columns
+  if shared:
+    (named,) = labels
+    abreast = min(columns, max(1, int(width / (_LETTER * max(map(len, named)) + 0.4))))
+    legend = 0.16 * math.ceil(len(named) / abreast) + 0.15
   below = 0.16 * len(caption) + 0.15
   whole = height + 0.3 + legend + below
   with matplotlib.rc_context({"font.size": 7, "font.family": "DejaVu Sans"}):
@@ -43,7 +48,7 @@ def draw(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     if shared:
       lines = grid.flat[0].get_legend_handles_labels()
       place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / whole)}
-      figure.legend(*lines, ncols=columns, frameon=False, **place)
+      figure.legend(*lines, ncols=abreast, frameon=False, **place)
     figure.text(0.01, 0.01, "\n".join(caption), color="#444", va="bottom", parse_math=False)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

@@ -15,6 +15,7 @@ figure { margin: 0; overflow-x: auto; border: 1px solid #ddd; }
 figure img { display: block; max-width: none; height: auto; }
 @media (min-width: 60rem) { figure img { max-width: 100%; } }
 section { border-top: 1px solid #ddd; }
+section.wide { max-width: none; }
 table { border-collapse: collapse; font-size: .8rem; }
 th, td { padding: .25rem .5rem; border-bottom: 1px solid #ddd; text-align: left; vertical-align: top; }
 """

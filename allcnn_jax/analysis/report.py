@@ -21,7 +21,7 @@ _CURVES = 6  # of one panel: more cannot be told apart
 
 
 def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> list[epath.Path]:
-  """Writes the table of a folder's runs: TABLE.md, report.json, report.html and figures/curves.
+  """Writes the table of a folder's runs: TABLE.md, report.json, report.html, figures/curves*.
 
   Args:
     workdir: a run's folder, a folder of runs such as a sweep's, or of their records.
@@ -36,12 +36,13 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   """
   source, place = epath.Path(workdir), epath.Path(workdir if output is None else output)
   runs = records.read(source)
-  made = of_folder(source, runs)
+  broken = [f"{p.stem}: {p.read_text().strip()}" for p in sorted(source.glob("*.broken"))]
+  made = of_folder(source, runs)._replace(broken=broken)
   paths = []
   if place != source:
     paths += _keep(source, runs, place)
   place.mkdir(parents=True, exist_ok=True)
-  drawn = figures.write(curves(runs), place / "figures")
+  drawn = [p for chart in curves(runs) for p in figures.write(chart, place / "figures")]
   pictures = figures.written(place / "figures", "figures/")
   if place == source:
     for folder in sorted(source.glob("*/figures")):
@@ -53,14 +54,22 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   ):
     files.write(place / name, text.encode())
     paths.append(place / name)
-  return [*paths, *drawn]
+  return list(dict.fromkeys([*paths, *drawn]))
 
 
 def of_folder(folder: epath.PathLike, runs: Sequence[records.Record]) -> Made:
-  """The table of a folder: that of its sweep if it is one, else the one that fits."""
-  plan = epath.Path(folder) / sweep.FILE
-  declared = json.loads(plan.read_text())["table"] if plan.exists() else ""
-  return tables.make(runs, declared or None)
+  """The table of a folder: that of its sweep, in its order, if it is one; else the one that fits."""
+  path = epath.Path(folder) / sweep.FILE
+  if not path.exists():
+    return tables.make(runs)
+  plan = json.loads(path.read_text())
+  units = list(plan["units"])
+
+  def place(run: records.Record) -> int:
+    unit = run.name.rpartition("-rate")[0]
+    return units.index(unit) if unit in units else len(units)
+
+  return tables.make(sorted(runs, key=place), plan["table"] or None)
 
 
 def _keep(
@@ -83,22 +92,39 @@ def _keep(
   return paths
 
 
-def curves(runs: Sequence[records.Record]) -> alignment.Chart:
-  """Training and evaluation error over epochs, six configs a panel."""
+def curves(runs: Sequence[records.Record]) -> list[alignment.Chart]:
+  """Learning curves of the runs, and of those on held-out images, if there are any of either."""
+  held_out = [r for r in runs if r.config.dataset.validation]
+  finals = [r for r in runs if not r.config.dataset.validation]
+  charts = [
+    _curves("curves", "Learning curves", tables.groups(finals)),
+    _curves(
+      "curves_held_out",
+      "Learning curves on held-out training images",
+      records.groups(held_out, ("model.name", "optimizer.learning_rate")),
+    ),
+  ]
+  return [chart for chart in charts if chart.panels]
+
+
+def _curves(name: str, title: str, groups: Sequence[alignment.Group]) -> alignment.Chart:
+  """Training and evaluation error over epochs, `_CURVES` configs a panel."""
   found = []
-  for name, members in records.groups(runs, ("model.name",)):
+  for label, members in groups:
     alive = [r for r in members if r.status == "ok"] or members
     if all(r.series("train_error")[0] and r.series("eval_error")[0] for r in alive):
-      found.append((name, alive))
+      found.append((label, alive))
   panels = []
   for first in range(0, len(found), _CURVES):
-    for title, what in (("training", "train_error"), ("evaluation", "eval_error")):
-      lines = [alignment.curve(name, alive, what) for name, alive in found[first : first + _CURVES]]
-      panels.append(alignment.Panel(title, "error, %", lines))
-  counts = ", ".join(f"{name}: {len(alive)}" for name, alive in found)
+    for of, what in (("training", "train_error"), ("evaluation", "eval_error")):
+      lines = [
+        alignment.curve(label, alive, what) for label, alive in found[first : first + _CURVES]
+      ]
+      panels.append(alignment.Panel(of, "error, %", lines))
+  counts = ", ".join(f"{label}: {len(alive)}" for label, alive in found)
   return alignment.Chart(
-    "curves",
-    "Learning curves",
+    name,
+    title,
     "Error over epochs: the mean over runs that differ in their seed, shaded by their standard "
     "deviation; dead and diverged runs are left out where others are there. Training errors are "
     f"those of the steps since the last line, with dropout and augmentation. Runs: {counts}.",
@@ -205,7 +231,8 @@ ABOUT = (
 def about(made: Made) -> list[str]:
   """The paragraphs below a table that are its own."""
   measured = [f"[{i}] {text}." for i, text in enumerate(made.machines, 1)]
-  return [x for x in (made.remark, " ".join(measured)) if x]
+  broken = [f"Broken runs: {'; '.join(made.broken)}."] if made.broken else []
+  return [x for x in (made.remark, " ".join(measured), *broken) if x]
 
 
 def markdown(made: Made) -> str:
@@ -239,7 +266,7 @@ def _html(made: Made) -> str:
   paragraphs = "".join(f"<p>{html.escape(x)}</p>" for x in (ABOUT, *about(made)))
   held_out = _html_table(trials(made)) if made.trials else ""
   title = "<h2>On held-out training images</h2>" if held_out else ""
-  return f"<section>{_html_table(grid(made))}{paragraphs}{title}{held_out}</section>"
+  return f'<section class="wide">{_html_table(grid(made))}{paragraphs}{title}{held_out}</section>'
 
 
 def _html_table(cells: Grid) -> str:

@@ -81,6 +81,7 @@ class Made(NamedTuple):
     trials: runs on held-out training images, by which rates are chosen.
     machines: what was measured with.
     remark: a sentence below.
+    broken: the runs of a sweep that broke, each with its error.
   """
 
   title: str
@@ -88,6 +89,7 @@ class Made(NamedTuple):
   trials: list[Line]
   machines: list[str]
   remark: str
+  broken: Sequence[str] = ()
 
 
 Group = tuple[str, list[Record]]

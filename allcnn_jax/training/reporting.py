@@ -127,9 +127,10 @@ def note(text: str) -> None:
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The lines of a run's `metrics.jsonl`; none if it has not begun."""
+  """The whole lines of a run's `metrics.jsonl`; none if it has not begun."""
   path = epath.Path(workdir) / "metrics.jsonl"
-  return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+  lines = path.read_text().splitlines() if path.exists() else []
+  return [json.loads(line) for line in lines if line.endswith("}")]  # one may be cut by a kill
 
 
 def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
@@ -145,6 +146,5 @@ def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
 def _drop_after(path: epath.Path, step: int) -> None:
   """Keeps the whole lines of steps up to `step`."""
   if path.exists():
-    whole = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
-    path.write_text("".join(line + "\n" for line in kept))
+    kept = [line for line in read(path.parent) if line["step"] <= step]
+    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
