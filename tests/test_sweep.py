@@ -106,6 +106,18 @@ def test_what_is_done_is_skipped_and_what_stopped_is_gone_on_with(declared, trai
   assert trainer.trained == []
 
 
+@pytest.mark.parametrize("change", [{"step": 3}, {"split": "train"}, {"dataset": "digits"}])
+def test_a_run_evaluated_before_its_end_or_on_something_else_is_not_done(
+  change, declared, trainer, tmp_path
+):
+  go(declared, tmp_path / "s", index=0)
+  path = tmp_path / "s" / "strided_cnn_a-colours-rate0.01-seed1" / "evaluation.json"
+  path.write_text(json.dumps(json.loads(path.read_text()) | change))
+  trainer.trained = []
+  go(declared, tmp_path / "s", index=0)
+  assert trainer.trained == [path.parent.name]
+
+
 def test_a_broken_run_is_marked_in_one_line_and_passed(declared, trainer, tmp_path, capsys):
   trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": RuntimeError("no\n memory")}
   assert go(declared, tmp_path / "s") == ("done", 1)
