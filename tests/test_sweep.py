@@ -29,7 +29,7 @@ def declared(tiny):
   for name in ("strided_cnn_a", "all_cnn_a"):
     units.append(tiny.copy_and_resolve_references())
     units[-1].model.name = name
-  return {"units": units, "rates": (0.1, 0.01), "held_out": 20, "seeds": 2, "table": "table3"}
+  return {"units": units, "rates": (0.1, 0.01), "held_out": 0.25, "seeds": 2, "table": "table3"}
 
 
 class Trainer:
@@ -90,7 +90,7 @@ def test_a_plan_s_runs_are_complete_configs_that_differ_in_nothing_else(declared
   values = [dict(config_lib.leaves(run.config)) for run in trials + finals]
   differ = {k for k in values[0] if len({str(v[k]) for v in values}) > 1}
   assert differ == {"seed", "optimizer.learning_rate", "dataset.validation"}
-  assert [v["dataset.validation"] for v in values] == [20, 20, 0, 0]
+  assert [v["dataset.validation"] for v in values] == [24, 24, 0, 0]
   assert [v["seed"] for v in values] == [0, 0, 0, 1]
 
 
@@ -209,7 +209,7 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
   for overrides, said in (
     ({"dataset.validation": 96}, "leaves none"),
     ({"dataset.validation": 0}, "hold some out"),
-    ({"train.batch_size": 80}, "more than the 76"),
+    ({"train.batch_size": 80}, "more than the 72"),
     ({"model.width": 0.0}, "above 0"),
     ({"dataset.name": "npz:none.npz"}, "no such file"),
   ):
@@ -254,7 +254,7 @@ def get_config(arg=""):
 def get_sweep(arg=""):
   units = [get_config(), get_config()]
   units[0].model.name, units[1].model.name = "small_convnet", "fa_mnist"
-  return {"units": units, "rates": (0.05, 0.01), "held_out": 300, "seeds": 2}
+  return {"units": units, "rates": (0.05, 0.01), "seeds": 2}
 """
 
 

@@ -41,21 +41,23 @@ class Plan(NamedTuple):
   Attributes:
     units: the configs that are compared, complete, by name.
     rates: the learning rates to choose from on held-out images; () if each unit has its own.
-    held_out: how many training images they are chosen on.
+    held_out: how many training images they are chosen on, for each unit.
     seeds: runs of each unit, at the seeds from its config's on.
     table: the paper's table that the sweep fills, for the report.
   """
 
   units: dict[str, ml_collections.ConfigDict]
   rates: tuple[float, ...]
-  held_out: int
+  held_out: dict[str, int]
   seeds: int
   table: str
 
   def trials(self, unit: str) -> list[Run]:
     """The runs that choose the unit's rate."""
-    keys = {"dataset.validation": self.held_out}
-    return [self._run(unit, rate, 0, keys, "-held_out") for rate in self.rates]
+    return [
+      self._run(unit, rate, 0, {"dataset.validation": self.held_out[unit]}, "-held_out")
+      for rate in self.rates
+    ]
 
   def finals(self, unit: str, rate: float) -> list[Run]:
     """The unit's runs at the rate that was chosen, on all training images if one was."""
@@ -76,14 +78,14 @@ def plan(
 
   Args:
     declared: `units`, a list of configs; and if they are not as below: `names` (), the keys whose
-      values name a unit beside its network and data set, `rates` (), `held_out` 0, `seeds` 3,
-      `table` "".
+      values name a unit beside its network and data set, `rates` (), `held_out` 0.2, the share
+      of the training images that they are chosen on, `seeds` 3, `table` "".
     overrides: values of config keys for every unit. `optimizer.learning_rate` is then the only
       rate and none is chosen; `dataset.validation` is how many images rates are chosen on.
     seeds: instead of those declared.
 
   Raises:
-    UsageError: a value that is not allowed.
+    UsageError: a value that is not allowed, or a data set that is not at hand.
   """
   names = ("model.name", "dataset.name", *declared.get("names", ()))
   units = {}
@@ -99,9 +101,13 @@ def plan(
     if units.setdefault(name, config).to_dict() != config.to_dict():
       raise UsageError(f"Two units of the sweep are called {name!r}: name what tells them apart.")
   rates = () if "optimizer.learning_rate" in overrides else tuple(declared.get("rates", ()))
-  held_out = overrides.get("dataset.validation", declared.get("held_out", 0))
-  if rates and not held_out:
-    raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
+  held_out = {}
+  for name, config in units.items() if rates else ():
+    n = datasets.training_images(config.dataset.name, 0, config.dataset.data_dir)
+    share = round(declared.get("held_out", 0.2) * n)
+    held_out[name] = overrides.get("dataset.validation", share)
+    if not held_out[name]:
+      raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
   count = declared.get("seeds", 3) if seeds is None else seeds
   return Plan(units, rates, held_out, count, declared.get("table", ""))
 
@@ -258,7 +264,7 @@ class _Cost:
     self._multiply_adds = sum(row.multiply_adds for row in traced)
     self._examples = {
       n: datasets.training_images(data[0], n, data[1])
-      for n in {plan.held_out, config.dataset.validation, 0}
+      for n in {plan.held_out.get(unit, 0), config.dataset.validation, 0}
     }
     for n in self._examples.values():
       parts.steps(config, n)
