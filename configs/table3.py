@@ -3,7 +3,8 @@
   python launch.py sweep --config=configs/table3.py --workdir=DIR
 
 For each network the four rates of Section 3.2 on held-out images, then the best one on all 50,000
-with three seeds: 84 runs of 350 epochs. One network is one unit (`--index=11` is All-CNN-C).
+with three seeds: 84 runs of 350 epochs, 1,625 PFLOP. One network is one unit (`--index=11` is
+All-CNN-C).
 """
 
 from configs import cifar10

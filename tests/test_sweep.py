@@ -179,14 +179,14 @@ def test_the_cost_is_told_before_and_the_time_left_once_runs_are_done(
   go(declared, tmp_path / "s", index=0)
   said = capsys.readouterr().out.splitlines()[0]
   # 2 trials of 9 steps and 2 seeds of 12, an epoch each.
-  assert said.startswith("1 units, 4 runs, 4 epochs, ")
+  assert said.startswith("Units: 1. Runs: 4, 4 epochs, ")
   plan = sweep.plan(declared, {})
   run = plan.trials("strided_cnn_a-colours")[0]
   metrics = {"step": 9, "images_per_second": 8.0}
   (tmp_path / "s" / run.name / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
   go(declared, tmp_path / "s", index=0)
   said = capsys.readouterr().out.splitlines()[0]
-  assert "Done: 4 runs" in said
+  assert "Done: 4, " in said
   assert "0:00:00 left" in said
 
 

@@ -239,8 +239,8 @@ class _Sweep:
           lines = reporting.read(self.workdir / run.name)
           seconds += reporting.seconds(lines, run.config.train.batch_size)
     text = (
-      f"{len(self.units)} units, {whole:g} runs, {epochs:,.4g} epochs, {_peta(work)} PFLOP. "
-      f"Done: {done:g} runs, {_peta(worked)} PFLOP. Broken: {self._broken()} runs."
+      f"Units: {len(self.units)}. Runs: {whole:g}, {epochs:,.4g} epochs, {_peta(work)} PFLOP. "
+      f"Done: {done:g}, {_peta(worked)} PFLOP. Broken: {self._broken()}."
     )
     if seconds:
       left = int((work - worked) / worked * seconds)
