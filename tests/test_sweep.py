@@ -106,7 +106,9 @@ def test_what_is_done_is_skipped_and_what_stopped_is_gone_on_with(declared, trai
   assert trainer.trained == []
 
 
-@pytest.mark.parametrize("change", [{"step": 3}, {"split": "train"}, {"dataset": "digits"}])
+@pytest.mark.parametrize(
+  "change", [{"step": 3}, {"split": "train"}, {"dataset": "digits"}, {"views": 3}]
+)
 def test_a_run_evaluated_before_its_end_or_on_something_else_is_not_done(
   change, declared, trainer, tmp_path
 ):

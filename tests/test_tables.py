@@ -27,7 +27,9 @@ def run(error=10.0, status="ok", step=None, machine=None, **keys):
     for s in (390, total)
   ]
   error = None if status == "diverged" else error
-  evaluation = {"error": error, "status": status, "step": step or total}
+  evaluation = {"error": error, "status": status, "step": step or total, "split": "test"}
+  if status != "diverged":
+    metrics.append({"step": total, "split": "test", "eval_error": error})
   return Record(config, metrics, evaluation, machine or {}, "")
 
 
@@ -74,7 +76,7 @@ def test_dead_diverged_and_unfinished_runs_are_counted_apart():
   runs = [
     run(8.0),
     run(90.0, "dead", seed=1),
-    run(0.0, "diverged", seed=2, step=400),
+    run(0.0, "diverged", seed=2, step=400),  # before it was ever evaluated
     run(20.0, seed=3, step=390),
     run(20.0, seed=4)._replace(evaluation={}),
   ]
@@ -84,6 +86,14 @@ def test_dead_diverged_and_unfinished_runs_are_counted_apart():
   text = report.markdown(tables.make(runs, "table3"))
   assert "| 1 | 1 dead, 1 diverged, 2 not ended |" in text
   assert "90.0" not in text
+
+
+@pytest.mark.parametrize("change", [{"split": "train"}, {"dataset": "mnist"}, {"views": 12}])
+def test_an_error_on_other_images_is_not_the_run_s(change):
+  runs = [run(8.0, seed=i) for i in (0, 1)]
+  runs[1].evaluation.update(change)
+  found = line(runs, "All-CNN-C")
+  assert (found.n, found.otherwise, found.error) == (1, 1, 8.0)
 
 
 def test_a_difference_is_given_only_where_the_paper_s_experiment_was_repeated():

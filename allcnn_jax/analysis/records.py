@@ -55,11 +55,19 @@ class Record(NamedTuple):
 
   @property
   def status(self) -> str:
-    """ "ok", "dead", "diverged", or "not ended"."""
-    status, train = self.evaluation.get("status", "not ended"), self.config.train
+    """ "ok", "dead", "diverged", "not ended", or "evaluated otherwise" than in training."""
+    found, train = self.evaluation, self.config.train
+    status = found.get("status", "not ended")
     total = train.steps or train.epochs * round(self.steps_per_epoch)
-    cut = status != "diverged" and self.evaluation.get("step", total) < total
-    return "not ended" if cut else status
+    if status == "diverged":
+      return status
+    if found.get("step", total) < total:
+      return "not ended"
+    # `evaluate` may have been here since, with another split, another set, or views.
+    splits = {x["split"] for x in self.metrics if "split" in x}
+    name = self.config.dataset.name
+    own = found.get("split") in {None, *splits} and found.get("dataset", name) == name
+    return status if own and not found.get("views") else "evaluated otherwise"
 
   @property
   def seconds(self) -> float:

@@ -204,7 +204,12 @@ def _cells(x: Line) -> Sequence[str]:
 
 
 def _not_counted(x: Line) -> str:
-  counts = {"dead": x.dead, "diverged": x.diverged, "not ended": x.not_ended}
+  counts = {
+    "dead": x.dead,
+    "diverged": x.diverged,
+    "not ended": x.not_ended,
+    "evaluated otherwise": x.otherwise,
+  }
   return ", ".join(f"{n} {what}" for what, n in counts.items() if n)
 
 
@@ -223,8 +228,8 @@ def _many(value: int | None) -> str:
 ABOUT = (
   "Errors are those of the last epoch. Runs that differ in their seed alone stand in one line: mean "
   "and standard deviation over the n runs that came to their end alive; dead runs (their loss stayed "
-  "at ln(classes)), diverged ones and those that have not ended are counted apart. Times are those "
-  "of the training steps."
+  "at ln(classes)), diverged ones, those that have not ended and those last evaluated on other images "
+  "are counted apart. Times are those of the training steps."
 )
 
 

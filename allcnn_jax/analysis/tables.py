@@ -34,6 +34,7 @@ class Line(NamedTuple):
     dead: runs whose loss stayed at ln(classes).
     diverged: runs whose loss stopped being finite.
     not_ended: runs that have not come to their end.
+    otherwise: runs whose last evaluation was on other images than training's own.
     epoch: the last one, at which the error was taken.
     difference: error - printed, where the runs repeat the paper's experiment.
     parameters: of the network.
@@ -58,6 +59,7 @@ class Line(NamedTuple):
   dead: int = 0
   diverged: int = 0
   not_ended: int = 0
+  otherwise: int = 0
   epoch: float | None = None
   difference: float | None = None
   parameters: int | None = None
@@ -231,6 +233,7 @@ def _line(
     dead=status.count("dead"),
     diverged=status.count("diverged"),
     not_ended=status.count("not ended"),
+    otherwise=status.count("evaluated otherwise"),
     epoch=max((r.epochs for r in good), default=None),
     difference=None if unlike or None in (error, printed) else error - printed,
     parameters=parameters,

@@ -199,9 +199,9 @@ class _Sweep:
       return None
     result, config = json.loads(path.read_text()), run.config
     ended = result["status"] == "diverged" or result["step"] == self.costs[unit].steps(run)
-    # `evaluate` may have been here since, with another split or set.
+    # `evaluate` may have been here since, with another split or set, or views.
     own = (result["split"], result["dataset"]) == (parts.eval_split(config), config.dataset.name)
-    return result if ended and own else None
+    return result if ended and own and not result.get("views") else None
 
   def _mark(self, run: Run) -> epath.Path:
     return self.workdir / f"{run.name}.broken"
