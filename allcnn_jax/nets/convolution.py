@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 # Patches at a time, in bytes.
-_CACHE = 8 << 20
+_CACHE = 16 << 20
 # Measured: with fewer features than this for each tap of the window, copying patches costs more
 # than the products save.
 _FEATURES_PER_TAP = 8 / 3
