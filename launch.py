@@ -5,6 +5,7 @@
 Wrong use of any verb is one line and exit status 2.
 """
 
+import contextlib
 import importlib.util
 import inspect
 import os
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from allcnn_jax import files
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax.errors import DiskFull, UsageError, unknown
 
 
 def train(values: flags.FlagValues) -> int:
@@ -265,11 +266,19 @@ def _keep_compiled() -> None:
 def main() -> None:
   """Runs what stands on the command line and exits with its status."""
   _keep_compiled()
+  job = contextlib.nullcontext
+  if sys.argv[1:2] == ["train"]:
+    from allcnn_jax.training import sharding
+
+    job = sharding.job
   try:
-    status = run(sys.argv[1:])
+    with job():
+      status = run(sys.argv[1:])
   except (UsageError, flags.Error) as error:
-    print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     status = 2
+    if isinstance(error, DiskFull):
+      os._exit(status)  # the usual way out would try to write again, and complain of each file
   sys.exit(status)
 
 

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend."""
+"""The exceptions that are the user's to mend."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UsageError(ValueError):
   The launcher prints the line and exits with status 2; everything else is a bug of ours and
   keeps its traceback.
   """
+
+
+class DiskFull(UsageError):
+  """No space is left for what a run writes."""
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:

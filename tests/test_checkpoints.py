@@ -1,4 +1,6 @@
+import errno
 import gc
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -76,16 +78,68 @@ def test_another_network_is_refused(saved):
     checkpoints.Checkpoints(saved).restore(like(shape=(5, 4)))
 
 
-@finds_damage
-def test_a_truncated_file_is_one_line_that_names_the_older_checkpoint(saved):
-  files = [p for p in (saved / "checkpoints" / "3").rglob("*") if p.is_file()]
-  biggest = max(files, key=lambda p: p.stat().st_size)
-  for path in files:
-    if "ocdbt" in str(path) or path.parent.name == "d" or path == biggest:
-      path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-  with pytest.raises(UsageError, match=r"damaged.*older one: 2") as error:
+def bad(path, how):
+  content = path.read_bytes()
+  middle = len(content) // 2
+  flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+  path.write_bytes(content[:middle] if how == "truncated" else flipped)
+
+
+def files(place):
+  return sorted(p.relative_to(place) for p in place.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("how", ["truncated", "flipped"])
+def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(saved, how, capsys):
+  newest = saved / "checkpoints" / "3"
+  shutil.copytree(newest, saved / "whole")
+  for file in files(newest):
+    bad(newest / file, how)
+    restored = checkpoints.Checkpoints(saved).restore(like())
+    jax.tree.map(np.testing.assert_array_equal, restored, state(2, scale=2))
+    said = capsys.readouterr().err
+    assert str(file) in said
+    assert "step 2 is used" in said
+    assert said.count("\n") == 1
+    shutil.copy(saved / "whole" / file, newest / file)
+  assert int(checkpoints.Checkpoints(saved).restore(like()).step) == 3
+
+
+def test_where_every_checkpoint_is_damaged_each_is_named(saved):
+  for step in (2, 3):
+    place = saved / "checkpoints" / str(step)
+    bad(place / files(place)[0], "flipped")
+  with pytest.raises(UsageError, match=r"/3 is damaged.*/2 is damaged.*no other") as error:
     checkpoints.Checkpoints(saved).restore(like())
   assert "\n" not in str(error.value)
+  with pytest.raises(UsageError, match=r"/3 is damaged.*Others are: 2"):
+    checkpoints.Checkpoints(saved).restore(like(), 3)
+
+
+def test_a_damaged_checkpoint_makes_room_for_a_new_one(saved):
+  store = checkpoints.Checkpoints(saved, keep=2)
+  store.set_aside_after(2)
+  store.save(state(3, scale=9))
+  store.close()
+  assert store.steps() == [2, 3]
+  jax.tree.map(np.testing.assert_array_equal, store.restore(like()), state(3, scale=9))
+  assert (saved / "damaged" / "3" / "checksums.json").exists()
+
+
+def test_a_checkpoint_whose_run_was_killed_before_its_checksums_is_used(saved):
+  (saved / "checkpoints" / "3" / "checksums.json").unlink()
+  assert int(checkpoints.Checkpoints(saved).restore(like()).step) == 3
+
+
+def test_a_full_disk_is_one_line_that_names_the_whole_checkpoints(saved, monkeypatch):
+  store = checkpoints.Checkpoints(saved)
+
+  def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+  monkeypatch.setattr(store, "_save", full)
+  with pytest.raises(UsageError, match=r"No space left.*step 4.*Whole ones are there: 2, 3"):
+    store.save(state(4))
 
 
 def test_a_save_that_was_cut_short_is_no_checkpoint(saved):

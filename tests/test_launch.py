@@ -1,5 +1,6 @@
 import os
 import pathlib
+import pickle
 import signal
 import subprocess
 import sys
@@ -77,6 +78,49 @@ BAD = [  # (words, what the line must say)
   (["describe", QUICK, "--config2=configs/nothing.py"], "--config2"),
   (["describe", QUICK, "--config.model.width=0"], "above 0"),
   (["visualize", "--workdir={run}", "--figure=3", "--channels=a"], "--channels"),
+  (["visualize", "--figure=3"], "--workdir"),
+  (["visualize", "--workdir={run}", "--figure=3"], "no config.json"),
+  (["benchmark"], "--config"),
+  (["benchmark", QUICK, "--workdr=x"], "workdr"),
+  (["compile"], "--config"),
+  (["compile", QUICK], "Known: v5e:1x1, v5e:2x2, v5e:2x4"),
+  (["compile", QUICK, "--topology=v9:2x4"], "Unknown topology 'v9:2x4'. Known: v5e:1x1"),
+  (["compile", QUICK, "--topology=8"], "Known: v5e:1x1"),
+  (["compile", QUICK, "--topology=v5e:2x4", "--config.model.name=vgg"], "model.name 'vgg'"),
+  (["sweep"], "--config"),
+  (["sweep", QUICK], "--workdir"),
+  (["sweep", QUICK, "--workdir={run}", "--seeds=0"], "seeds"),
+  (["sweep", QUICK, "--workdir={run}", "--index=first"], "first"),
+  (["evaluate", "--workdir={run}", QUICK], "config"),
+  (["train", QUICK, "--workdir={run}", "--step=3"], "step"),
+  *(
+    (["train", QUICK, "--workdir={run}", f"--config.{value}"], said)
+    for value, said in (
+      ("seed=-1", "at least 0"),
+      ("model.name=all_cnn", "Did you mean"),
+      ("model.init=xavier", "lecun_normal"),
+      ("model.head=mlp", "conv, dense"),
+      ("model.dropout=(1.5,)", "[0, 1)"),
+      ("dataset.validation=5000", "none of digits's 1438 images"),
+      ("dataset.preprocessing=zca", "gcn_zca"),
+      ("dataset.augment=flip", "shift_flip"),
+      ("train.epochs=0", "at least 1"),
+      ("train.steps=-1", "at least 0"),
+      ("train.dtype=float16", "bfloat16"),
+      ("optimizer.name=rmsprop", "sgd, adam"),
+      ("optimizer.learning_rate=-1", "a number from 0"),
+      ("optimizer.drops=(3,2)", "rising epochs"),
+      ("optimizer.drop_factor=0.5", "a number from 1"),
+      ("optimizer.momentum=1", "below 1"),
+      ("rule.name=fa_usf_in", "Did you mean 'fa_usf_init'"),
+      ("rule.feedback_init=zeros", "fan_out"),
+      ("rule.freeze_at=2", "below 1"),
+      ("rule.start_from={run}", "no config.json"),
+      ("evaluate.every_steps=-5", "at least 0"),
+      ("checkpoint.keep=0", "at least 1"),
+      ("log.every_steps=0", "at least 1"),
+    )
+  ),
 ]
 
 
@@ -87,6 +131,38 @@ def test_wrong_use_is_one_line_and_writes_nothing(words, said, tmp_path, monkeyp
     launch.run([w.format(run=tmp_path / "run") for w in words])
   assert said in str(error.value)
   assert not any(tmp_path.iterdir())
+
+
+def test_nothing_is_opened_that_could_run_code(tmp_path):
+  """A pickle and a Python config in a run's folder: `evaluate` opens neither."""
+  workdir = tmp_path / "run"
+  assert launch.run(["train", *TINY, "--config.train.steps=1", f"--workdir={workdir}"]) == 0
+
+  class Trap:
+    def __reduce__(self):
+      return (pathlib.Path.touch, (tmp_path / "ran",))
+
+  trap = pickle.dumps(Trap())
+  program = f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()"
+  places = (workdir, workdir / "checkpoints", workdir / "preprocessing")
+  for place in places:
+    for name in ("state.pkl", "variables.pickle", "fitted.npy", "config.pkl"):
+      (place / name).write_bytes(trap)
+    for name in ("config.py", "__init__.py", "sitecustomize.py"):
+      (place / name).write_text(program)
+  planted = {str(p) for place in places for p in place.iterdir() if p.suffix[:2] in (".p", ".n")}
+  assert len(planted) == 21
+  seen = f"""
+import sys
+opened = set()
+sys.addaudithook(lambda name, args: opened.add(str(args[0])) if name == "open" else None)
+import launch
+status = launch.run(["evaluate", "--workdir={workdir}"])
+sys.exit(status or sorted(opened & {planted!r}) or 0)
+"""
+  done = subprocess.run([sys.executable, "-c", seen], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr
+  assert not (tmp_path / "ran").exists()
 
 
 def command(*words):
@@ -143,10 +219,19 @@ def test_killed_and_started_again_it_ends_with_the_very_same_weights(tmp_path):
   assert "359 images  step 60" in done.stdout
 
 
-def test_training_never_imports_tensorflow(tmp_path):
+def test_training_alone_asks_no_network_and_imports_no_tensorflow(tmp_path):
   words = ["train", *TINY, "--config.train.steps=1", f"--workdir={tmp_path / 'run'}"]
-  program = (
-    f"import sys, launch; status = launch.run({words!r}); "
-    "sys.exit(status or 'tensorflow' in sys.modules)"
-  )
-  assert subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=-3).returncode == 0
+  program = f"""
+import sys
+met = set()
+sys.addaudithook(lambda name, args: met.add(name))
+import launch
+sys.argv = ["launch.py", *{words!r}]
+try:
+  launch.main()
+except SystemExit as end:
+  asked = sorted(met & {{"socket.connect", "socket.getaddrinfo", "socket.bind", "socket.sendto"}})
+  sys.exit(end.code or ("tensorflow" in sys.modules) or asked or 0)
+"""
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  assert done.returncode == 0, done.stderr

@@ -160,6 +160,14 @@ def test_a_folder_with_other_things_in_it_is_refused(tiny, tmp_path):
     loop.train(tiny, tmp_path)  # where the npz lies
 
 
+def test_what_a_start_that_was_killed_left_is_no_obstacle(tiny, tmp_path):
+  (tmp_path / "run").mkdir()
+  for name in (".lock", "config.json.0123abcd.writing"):
+    (tmp_path / "run" / name).touch()
+  tiny.train.steps = 1
+  assert loop.train(tiny, tmp_path / "run").step == 1
+
+
 def test_a_file_is_no_folder(tiny, npz):
   with pytest.raises(UsageError, match="is a file"):
     loop.train(tiny, npz)

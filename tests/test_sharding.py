@@ -1,4 +1,7 @@
+import os
+
 import jax
+import numpy as np
 import pytest
 
 from allcnn_jax.errors import UsageError
@@ -17,3 +20,59 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
   sharding.check_batch_size(9)
   with pytest.raises(UsageError, match="3 devices"):
     sharding.check_batch_size(8)
+
+
+@pytest.mark.parametrize(
+  "given", [{"JAX_NUM_PROCESSES": "2"}, {"JAX_PROCESS_ID": "first"}, {"JAX_NUM_PROCESSES": "0"}]
+)
+def test_processes_started_by_hand_are_told_what_belongs_together(given, monkeypatch):
+  for name, value in given.items():
+    monkeypatch.setenv(name, value)
+
+  def initialize(**given):
+    raise ValueError("coordinator_address should be defined.")
+
+  monkeypatch.setattr(jax.distributed, "initialize", initialize)
+  with pytest.raises(UsageError, match=r"JAX_COORDINATOR_ADDRESS, .* belong together"):
+    sharding.start()
+  for name in given:
+    monkeypatch.delenv(name)
+  sharding.start()  # alone
+
+
+@pytest.fixture
+def lost(monkeypatch):
+  """A job, as far as `sharding` can tell, whose end is an exception that holds its status."""
+
+  def leave(status):
+    raise SystemExit(status)
+
+  monkeypatch.setattr(sharding, "start", lambda: None)
+  monkeypatch.setattr(sharding, "joined", lambda: True)
+  monkeypatch.setattr(os, "_exit", leave)
+
+
+def test_a_process_that_loses_the_others_says_so_and_asks_to_be_started_again(lost, capsys):
+  with pytest.raises(SystemExit) as end, sharding.job():
+    raise jax.errors.JaxRuntimeError("Connection reset by peer\nat some length")
+  assert end.value.code not in (0, 2)
+  said = capsys.readouterr().err
+  assert "Connection reset by peer" in said
+  assert "Start again" in said
+  assert said.count("\n") == 1
+
+
+def test_wrong_use_within_a_job_stays_wrong_use(lost):
+  with pytest.raises(UsageError, match="so"), sharding.job():
+    raise UsageError("so")
+
+
+def test_arrays_are_replicated_and_spread_whole():
+  rows = np.arange(24.0).reshape(8 * jax.device_count(), -1)
+  for place, shape in (
+    (sharding.replicate, rows.shape),
+    (sharding.spread, (8, *rows.shape[1:])),
+  ):
+    put = place({"rows": rows})["rows"]
+    np.testing.assert_array_equal(put, rows)
+    assert put.addressable_shards[0].data.shape == shape

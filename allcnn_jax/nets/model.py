@@ -38,7 +38,7 @@ class ConvNet(nn.Module):
     dense: the fully connected layer, a Linen module with the interface of `nn.Dense`.
     act: the activation, a function of one array.
     kernel_init: initializer of every kernel.
-    dtype: type of the computation; parameters and logits are float32.
+    dtype: type of the computation; parameters and logits are at least float32.
   """
 
   table: architectures.Table
@@ -66,7 +66,8 @@ class ConvNet(nn.Module):
     Returns:
       logits, or (logits, activations).
     """
-    make = {"dtype": self.dtype, "kernel_init": self.kernel_init}
+    wide = jnp.promote_types(self.dtype, jnp.float32)
+    make = {"dtype": self.dtype, "param_dtype": wide, "kernel_init": self.kernel_init}
     activations = {}
     x = images.astype(self.dtype)
     for name, layer in architectures.named(self.table):
@@ -86,8 +87,8 @@ class ConvNet(nn.Module):
         case architectures.Dropout(rate=rate):
           x = nn.Dropout(rate, deterministic=not train, name=name)(x)
         case architectures.GlobalAverage():
-          x = x.astype(jnp.float32).mean(axis=(1, 2))
-    logits = x.astype(jnp.float32)
+          x = x.astype(wide).mean(axis=(1, 2))
+    logits = x.astype(wide)
     return (logits, activations) if return_activations else logits
 
 
@@ -102,6 +103,7 @@ def _depthwise(layer: architectures.Pool, features: int, dtype: Any, name: str) 
     use_bias=False,
     kernel_init=nn.initializers.constant(1 / layer.window**2),
     dtype=dtype,
+    param_dtype=jnp.promote_types(dtype, jnp.float32),
     name=name,
   )
 

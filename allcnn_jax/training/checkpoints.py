@@ -1,22 +1,31 @@
 """Checkpoints of the whole training state; the only importer of Orbax.
 
-A checkpoint is written beside its place and renamed, so that one that can be seen is whole. It
-holds arrays and JSON, nothing that could run when it is read.
+A checkpoint is written beside its place and renamed, so that one that can be seen is whole. What
+happens to its files later is found out by their checksums, which stand beside them. It holds
+arrays and JSON, nothing that could run when it is read.
 """
 
+import contextlib
+import errno
+import json
 import logging
+import sys
+import zlib
+from collections.abc import Iterator
 from typing import NoReturn
 
 import jax
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax import files
+from allcnn_jax.errors import DiskFull, UsageError, unknown
 from allcnn_jax.training import sharding
 from allcnn_jax.training.step import TrainState
 
-# Orbax tells of every save on the terminal.
-logging.getLogger("absl").setLevel(logging.ERROR)
+_SUMS = "checksums.json"
+# Orbax tells of every save on the terminal, and of what fails before it raises it.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -43,7 +52,27 @@ class Checkpoints:
     return sorted(int(p.name) for p in self._path.iterdir() if p.name.isdecimal())
 
   def save(self, state: TrainState) -> None:
-    """Writes the state and returns when it is safe; older checkpoints than `keep` go."""
+    """Writes the state and returns when it is safe; older checkpoints than `keep` go.
+
+    Raises:
+      DiskFull: there is no room for it. The older ones stay.
+    """
+    step = int(state.step)
+    try:
+      self._save(step, state)
+    except Exception as error:  # TensorStore has an error of its own for a full disk
+      if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+        raise
+      with contextlib.suppress(Exception):  # it would tell of the same once more
+        self.close()
+      self._orbax = None
+      kept = ", ".join(str(s) for s in self.steps() if s != step)
+      raise DiskFull(
+        f"No space left for the checkpoint of step {step} in {self._path}. "
+        + (f"Whole ones are there: {kept}." if kept else "There is no other one.")
+      ) from None
+
+  def _save(self, step: int, state: TrainState) -> None:
     if self._orbax is None:
       self._orbax = ocp.training.Checkpointer(
         self._path,
@@ -51,14 +80,29 @@ class Checkpoints:
         preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
         cleanup_tmp_directories=True,
       )
-    self._orbax.save(int(state.step), state)
+    self._orbax.save(step, state)
+    if sharding.is_first():
+      place = self._path / str(step)
+      sums = _checksums(place)
+      content = json.dumps({"files": sums, "own": _own(sums)}, indent=2)
+      files.write(place / _SUMS, content.encode())
+
+  def set_aside_after(self, step: int) -> None:
+    """Moves damaged checkpoints of later steps out of the way, to `workdir/damaged/`."""
+    for later in self.steps():
+      if later > step:
+        aside = self._path.parent / "damaged"
+        aside.mkdir(exist_ok=True)
+        if (aside / str(later)).exists():
+          (aside / str(later)).rmtree()
+        (self._path / str(later)).rename(aside / str(later))
 
   def restore(self, like: TrainState, step: int | None = None) -> TrainState:
-    """The state at a step, by default the newest.
+    """The state at a step, by default the newest that is whole.
 
     Args:
       like: a state with the shapes, types and shardings to restore, as `jax.eval_shape` gives it.
-      step: of the checkpoint.
+      step: of the checkpoint. Without it, a damaged one is named and the one before it is used.
 
     Raises:
       UsageError: there is none, it is damaged, or it holds another network.
@@ -70,25 +114,19 @@ class Checkpoints:
       raise UsageError(
         f"There is no checkpoint of step {step} in {self._path}. There are: {', '.join(map(str, steps))}."
       )
-    place = self._path / str(steps[-1] if step is None else step)
-    replicated = sharding.replicated(sharding.mesh())
-    abstract = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like
+    damage = []
+    for candidate in [step] if step is not None else reversed(steps):
+      place = self._path / str(candidate)
+      found = _damage(place)
+      if not found:
+        if damage and sharding.is_first():
+          print(f"{' '.join(damage)} That of step {candidate} is used.", file=sys.stderr)
+        return _load(place, like)
+      damage.append(f"The checkpoint {place} is damaged: {found}.")
+    others = ", ".join(str(s) for s in steps if s != step and step is not None)
+    raise UsageError(
+      " ".join(damage) + (f" Others are: {others}." if others else " There is no other one.")
     )
-    try:
-      return ocp.load(place, abstract)
-    except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files.
-      if "feedback" in like.variables and _lacks_feedback(place):
-        raise UsageError(
-          f"The checkpoint {place} holds no feedback weights: it is of a run under another rule. "
-          "Begin a new run with its weights: --config.rule.start_from=DIR."
-        ) from None
-      first = " ".join(str(error).split())[:160]
-      others = ", ".join(str(s) for s in steps if s != int(place.name))
-      raise UsageError(
-        f"The checkpoint {place} is damaged or of another network ({first} ...). "
-        + (f"Remove it to use an older one: {others}." if others else "There is no other one.")
-      ) from None
 
   def close(self) -> None:
     """Ends what runs in the background."""
@@ -112,6 +150,64 @@ def load_pretrained(name: str) -> NoReturn:
     f"No weights of {name} are published yet. Train it: "
     "python launch.py train --config=configs/cifar10.py:all_cnn_c --workdir=DIR."
   )
+
+
+def _load(place: epath.Path, like: TrainState) -> TrainState:
+  replicated = sharding.replicated(sharding.mesh())
+  abstract = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like
+  )
+  try:
+    return ocp.load(place, abstract)
+  except Exception as error:  # Orbax and TensorStore raise many kinds for what does not fit.
+    if "feedback" in like.variables and _lacks_feedback(place):
+      raise UsageError(
+        f"The checkpoint {place} holds no feedback weights: it is of a run under another rule. "
+        "Begin a new run with its weights: --config.rule.start_from=DIR."
+      ) from None
+    first = " ".join(str(error).split())[:160]
+    raise UsageError(f"The checkpoint {place} is of another network ({first} ...).") from None
+
+
+def _checksums(place: epath.Path) -> dict[str, int]:
+  """The checksum of each file of a checkpoint, by its path there."""
+  ours = sorted(p for p in _files(place) if not p.name.startswith(_SUMS))
+  return {str(p.relative_to(place)): zlib.crc32(p.read_bytes()) for p in ours}
+
+
+def _own(sums: dict[str, int]) -> int:
+  """The checksum of the checksums."""
+  return zlib.crc32(json.dumps(sums, sort_keys=True).encode())
+
+
+def _files(place: epath.Path) -> Iterator[epath.Path]:
+  for path in place.iterdir():
+    yield from _files(path) if path.is_dir() else (path,)
+
+
+def _damage(place: epath.Path) -> str:
+  """What is wrong with the files of a checkpoint, or "".
+
+  A run that was killed between the last file and the checksums left none: then what Orbax has
+  renamed counts as whole.
+  """
+  if not (place / _SUMS).exists():
+    return ""
+  try:
+    content = json.loads((place / _SUMS).read_text())
+    noted, own = content["files"], content["own"]
+    genuine = own == _own(noted)
+  except (ValueError, TypeError, KeyError):
+    genuine = False
+  if not genuine:
+    return f"{_SUMS} is not as it was written"
+  there = _checksums(place)
+  for name in sorted(noted.keys() | there.keys()):
+    if name not in there:
+      return f"{name} is gone"
+    if there[name] != noted.get(name):
+      return f"{name} is not as it was written"
+  return ""
 
 
 def _lacks_feedback(place: epath.Path) -> bool:

@@ -18,7 +18,7 @@ from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import checkpoints, parts, sources
+from allcnn_jax.training import checkpoints, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
 
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
@@ -84,7 +84,9 @@ def status(loss: float, num_classes: int) -> str:
 
 
 def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
-  """Writes `evaluation.json`; a loss that is no number becomes null."""
+  """Writes `evaluation.json`, for all processes; a loss that is no number becomes null."""
+  if not sharding.is_first():
+    return
   plain = {
     k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
   }

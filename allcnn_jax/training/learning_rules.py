@@ -58,8 +58,8 @@ def sign_of_same_norm(w: Weights, b0: Weights | None) -> Weights:
 
 
 def norm(w: Weights) -> Float[Array, ""]:
-  """The 2-norm over all of W, summed in float32."""
-  return jnp.sqrt(jnp.sum(jnp.square(w.astype(jnp.float32))))
+  """The 2-norm over all of W, summed in float32 at least."""
+  return jnp.sqrt(jnp.sum(jnp.square(w.astype(jnp.promote_types(w.dtype, jnp.float32)))))
 
 
 def keep_signs(w: Weights, before: Weights) -> Weights:

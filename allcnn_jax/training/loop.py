@@ -1,6 +1,7 @@
 """The clock of a run: when to log, evaluate, save and stop."""
 
 import contextlib
+import errno
 import json
 import math
 import signal
@@ -16,7 +17,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import DiskFull, UsageError
 from allcnn_jax.training import (
   checkpoints,
   evaluate,
@@ -27,8 +28,9 @@ from allcnn_jax.training import (
   sharding,
   sources,
 )
+from allcnn_jax.training import lock as lock_lib
 from allcnn_jax.training import step as step_lib
-from allcnn_jax.training.reporting import Reporter
+from allcnn_jax.training.reporting import Reporter, Silent
 
 
 class Outcome(NamedTuple):
@@ -58,9 +60,16 @@ def train(
 
   Raises:
     UsageError: before anything is written, if the config, the data or the folder will not do.
+    DiskFull: later; what was saved stays whole.
   """
-  with _on_signal() as asked_to_stop:
-    return _Run(config, epath.Path(workdir), asked_to_stop, shared).go()
+  workdir = epath.Path(workdir)
+  try:
+    with _on_signal() as asked_to_stop, lock_lib.Lock(workdir) as lock:
+      return _Run(config, workdir, asked_to_stop, lock, shared).go()
+  except OSError as error:
+    if error.errno != errno.ENOSPC:
+      raise
+    raise DiskFull(f"No space left in {workdir}. The checkpoints there stay whole.") from None
 
 
 class _Run:
@@ -71,11 +80,12 @@ class _Run:
     config: ml_collections.ConfigDict,
     workdir: epath.Path,
     asked_to_stop: Callable[[], bool],
+    lock: lock_lib.Lock,
     shared: epath.PathLike | None,
   ):
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
-    _check_workdir(config, workdir)
+    _check_workdir(config, workdir, lock)
     self.config, self.asked_to_stop, self.workdir = config, asked_to_stop, workdir
 
     self.train_images = sources.open(config, "train")
@@ -97,7 +107,10 @@ class _Run:
     else:
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
-    _make_workdir(config, workdir)
+    sharding.wait_for_all("the folder has been looked at")
+    if sharding.is_first():
+      _make_workdir(config, workdir, lock)
+      self.checkpoints.set_aside_after(self.step)
     preprocessor = self._preprocessor(shared)
     self.train_images.prepare(preprocessor)
     self.eval_images.prepare(preprocessor)
@@ -108,21 +121,20 @@ class _Run:
 
   def _preprocessor(self, shared: epath.PathLike | None) -> preprocessing.Preprocessor:
     place, kind = parts.preprocessing_of(self.workdir), self.config.dataset.preprocessing
-    if not preprocessing.saved(place):
+    if sharding.is_first() and not preprocessing.saved(place):
       if shared is None or not preprocessing.saved(shared):
         fitted = preprocessing.fit(kind, self.train_images.sample())
         fitted = preprocessing.Fitted(fitted, self.train_images.classes, self.examples)
         preprocessing.save(fitted, shared or place)
       if shared is not None:
         preprocessing.share(shared, place)
+    sharding.wait_for_all("the folder is ready")
     return preprocessing.load(kind, place).preprocessor
 
   def go(self) -> Outcome:
     """Runs to the end, or until asked to stop."""
     step = self.step
-    report = Reporter(
-      self.workdir, step, self.total, self.steps_per_epoch, self.config.train.batch_size
-    )
+    report = self._reporter(step)
     rate = optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
     totals, scores = step_lib.Totals.zero(), None
     measures = self.config.alignment.every_steps > 0
@@ -169,6 +181,14 @@ class _Run:
 
       scores = scores or self._evaluate(report, step)
       return self._finish(report, step, scores)
+
+  def _reporter(self, step: int) -> Reporter | Silent:
+    """Of the first process, which writes for all."""
+    if not sharding.is_first():
+      return Silent()
+    return Reporter(
+      self.workdir, step, self.total, self.steps_per_epoch, self.config.train.batch_size
+    )
 
   def _periods(self) -> tuple[int, int, int, int]:
     """Steps between logs, evaluations, checkpoints and measurements of alignment."""
@@ -229,8 +249,10 @@ class _Run:
     return Outcome("diverged", step)
 
 
-def _check_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
-  """Raises UsageError if the folder belongs to a run of another config."""
+def _check_workdir(
+  config: ml_collections.ConfigDict, workdir: epath.Path, lock: lock_lib.Lock
+) -> None:
+  """Raises UsageError if the folder belongs to a run of another config, or one that runs now."""
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir={workdir} is a file.")
   if (workdir / "config.json").exists():
@@ -240,8 +262,15 @@ def _check_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> No
         raise UsageError(
           f"{workdir} belongs to a run with {path}={theirs[path]!r}, not {value!r}: choose another --workdir."
         )
-  elif workdir.exists() and any(workdir.iterdir()):
+    if sharding.is_first():
+      lock.take()
+  elif workdir.exists() and not all(map(_may_be_ours, workdir.iterdir())):
     raise UsageError(f"{workdir} is not empty and holds no run of ours: choose another --workdir.")
+
+
+def _may_be_ours(path: epath.Path) -> bool:
+  """Whether a run that was killed before it wrote its config may have left this."""
+  return path.name == lock_lib.NAME or path.name.endswith(".writing")
 
 
 def _given(
@@ -263,9 +292,12 @@ def _given(
   return given
 
 
-def _make_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> None:
+def _make_workdir(
+  config: ml_collections.ConfigDict, workdir: epath.Path, lock: lock_lib.Lock
+) -> None:
   try:
     workdir.mkdir(parents=True, exist_ok=True)
+    lock.take()
     files.write(workdir / "config.json", config_lib.to_json(config).encode())
     files.write(workdir / "machine.json", json.dumps(machine.machine(), indent=2).encode())
   except OSError as error:
@@ -274,7 +306,13 @@ def _make_workdir(config: ml_collections.ConfigDict, workdir: epath.Path) -> Non
 
 @contextlib.contextmanager
 def _on_signal() -> Iterator[Callable[[], bool]]:
-  """Whether SIGTERM or SIGINT has come since; a second one ends the program at once."""
+  """Whether SIGTERM or SIGINT has come since; a second one ends the program at once.
+
+  JAX listens for SIGTERM itself where there are several processes, which must agree on a step.
+  """
+  if sharding.joined():
+    yield sharding.agreement()
+    return
   came = []
 
   def note(number, frame):

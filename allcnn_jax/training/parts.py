@@ -18,11 +18,13 @@ def image(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 
 
 def network(config: ml_collections.ConfigDict, num_classes: int) -> model.ConvNet:
-  """The network of a config's section `model`."""
+  """The network of a config's section `model`.
+
+  Under JAX_ENABLE_X64=1 float32 is float64, in which runs on any number of devices agree closely.
+  """
+  dtype = {"float32": jnp.result_type(float), "bfloat16": jnp.bfloat16}[config.train.dtype]
   choices = {**config.model.to_dict(), "dropout": tuple(config.model.dropout) or None}
-  return model.create(
-    choices.pop("name"), num_classes, dtype=jnp.dtype(config.train.dtype), **choices
-  )
+  return model.create(choices.pop("name"), num_classes, dtype=dtype, **choices)
 
 
 def read_images(
@@ -65,14 +67,17 @@ def recipe(
   """What a run's step is compiled from, for `examples` training images, on all devices or a mesh."""
   steps_per_epoch = examples // config.train.batch_size
   plain = config.dataset.plain_epochs
+  mesh, net = mesh or sharding.mesh(), network(config, num_classes)
+  if mesh.size == 1:  # going through a batch in parts would gather all of it on each device
+    net = net.clone(conv=convolution.Conv)
   return step_lib.Recipe(
-    network(config, num_classes).clone(conv=convolution.Conv),
+    net,
     optimizer.create(config.optimizer, steps_per_epoch, config.train.epochs),
     augment(config),
     image(config)[:2],
     config.train.batch_size,
     config.seed,
-    sharding.split(mesh or sharding.mesh()),
+    sharding.split(mesh),
     rule(config, steps_per_epoch),
     max(config.train.epochs - plain, 0) * steps_per_epoch if plain else None,
   )

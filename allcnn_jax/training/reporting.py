@@ -1,10 +1,11 @@
 """Numbers to the terminal, to JSON lines and to TensorBoard."""
 
+import contextlib
 import json
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
@@ -102,7 +103,8 @@ class Reporter:
   def close(self) -> None:
     """Ends the bar and writes out what is left."""
     self._bar.close()
-    self._tensorboard.close()
+    with contextlib.suppress(OSError):  # of a full disk, which `metrics.jsonl` speaks of
+      self._tensorboard.close()
 
 
 def bar(start: int, total: int, unit: str) -> tqdm:
@@ -141,6 +143,13 @@ def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
     (x["step"] - start) * batch_size / x["images_per_second"] for start, x in zip(starts, trained)
   )
   return sum(took, start=0.0)
+
+
+class Silent:
+  """The reporter of a process that is not the first: it takes every call and says nothing."""
+
+  def __getattr__(self, name: str) -> Callable[..., None]:
+    return lambda *args: None
 
 
 def _drop_after(path: epath.Path, step: int) -> None:

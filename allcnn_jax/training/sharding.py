@@ -4,19 +4,97 @@ Data parallel over one axis: weights and the data set stand on every device, a b
 over them, and XLA sums the gradients.
 """
 
+import contextlib
 import functools
+import itertools
 import os
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import topologies
+from jax.experimental import multihost_utils, topologies
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from allcnn_jax.errors import UsageError
 
 _AXIS = "data"
+_DEAD_AFTER = 30  # seconds without a heartbeat
+_START_AGAIN = os.EX_TEMPFAIL
+_BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+
+
+def start() -> None:
+  """Joins the other processes of a job under Slurm, MPI, Kubernetes or on Cloud TPU.
+
+  JAX finds them in the environment; where it finds none this is one process, and no network is
+  asked. Processes started by hand have JAX_COORDINATOR_ADDRESS=HOST:PORT, JAX_NUM_PROCESSES and
+  JAX_PROCESS_ID. A process that dies is found out within 30 s, and the others end.
+
+  Called before anything is computed.
+
+  Raises:
+    UsageError: some of those three are there, and not all that is needed.
+  """
+  count, number = (os.environ.get(name) for name in _BY_HAND[1:])
+  try:
+    jax.distributed.initialize(
+      num_processes=int(count) if count else None,
+      process_id=int(number) if number else None,
+      cluster_detection_method="deactivate" if count else None,
+      heartbeat_timeout_seconds=_DEAD_AFTER,
+      shutdown_timeout_seconds=_DEAD_AFTER,
+    )
+  except ValueError as error:  # with none of the three: JAX has found no job
+    if any(name in os.environ for name in _BY_HAND):
+      raise UsageError(f"{', '.join(_BY_HAND)} belong together: {error}") from None
+
+
+@contextlib.contextmanager
+def job() -> Iterator[None]:
+  """Part of a job from `start` on, whose processes all end where one has died.
+
+  JAX ends them with a word of its own. Where a broken connection is noticed first, the word is
+  ours, and the status asks a scheduler to start again.
+  """
+  start()
+  try:
+    yield
+  except jax.errors.JaxRuntimeError as error:
+    if not joined():
+      raise
+    print(
+      f"launch.py: process {jax.process_index()} has lost the others, one of which has died, or has failed itself "
+      f"({str(error).splitlines()[0][:200]}). Start again: the run goes on from its last checkpoint.",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(_START_AGAIN)  # the usual way out waits for the others
+
+
+def joined() -> bool:
+  """Whether `start` has found a job to be part of."""
+  return jax.distributed.is_initialized()
+
+
+def is_first() -> bool:
+  """Whether this process writes for all of them."""
+  return jax.process_index() == 0
+
+
+def wait_for_all(what: str) -> None:
+  """Returns when every process has come here."""
+  multihost_utils.sync_global_devices(what)
+
+
+def agreement() -> Callable[[], bool]:
+  """Tells whether any process was sent SIGTERM: "yes" at the same call in every process.
+
+  Every process must call it equally often.
+  """
+  calls = itertools.count(1)
+  return lambda: multihost_utils.reached_preemption_sync_point(next(calls))
 
 
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:

@@ -1,0 +1,161 @@
+import importlib
+import importlib.util
+import json
+import math
+
+import jax
+import pytest
+
+from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import compile as compile_lib
+from allcnn_jax.data import datasets
+from allcnn_jax.errors import UsageError
+from allcnn_jax.nets import architectures
+from allcnn_jax.training import parts, sharding
+
+tpu = [
+  pytest.mark.tpu,
+  pytest.mark.timeout(1200),
+  pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"),
+]
+
+PROGRAM = """
+HloModule jit_step, is_scheduled=true
+
+%fused (p.0: f32[16,8,8,4], p.1: f32[3,3,4,8]) -> f32[16,8,8,8] {
+  %p.0 = f32[16,8,8,4]{3,0,2,1:T(8,128)} parameter(0)
+  %c.0 = bf16[16,8,8,4]{3,0,2,1:T(8,128)(2,1)} convert(%p.0)
+  %p.1 = f32[3,3,4,8]{3,2,1,0:T(4,128)S(1)} parameter(1)
+  ROOT %conv.1 = f32[16,8,8,8]{3,0,2,1:T(8,128)} convolution(%c.0, %p.1), window={size=3x3 pad=1_1x1_1}, dim_labels=b01f_01io->b01f, metadata={op_name="jit(step)/conv1"}
+}
+
+ENTRY %main (a: f32[16,8,8,4], b: f32[3,3,4,8]) -> (f32[10], f32[2]) {
+  %a = f32[16,8,8,4]{3,0,2,1:T(8,128)} parameter(0)
+  %b = f32[3,3,4,8]{3,2,1,0:T(4,128)S(1)} parameter(1)
+  %y = f32[16,8,8,8]{3,0,2,1:T(8,128)} fusion(%a, %b), kind=kOutput, calls=%fused
+  %same = f32[16,8,8,8]{3,0,2,1:T(8,128)} transpose(%y), dimensions={0,1,2,3}
+  %turned = f32[16,8,8,8]{3,0,2,1:T(8,128)} transpose(%y), dimensions={0,2,1,3}
+  %small = f32[16,1]{1,0} copy(%y)
+  %wide.2 = f32[10]{0:T(128)} convolution(%a, %b), operand_precision={highest,highest}
+  %g = f32[10]{0:T(128)} copy(%wide.2)
+  %t = pred[3]{0} constant({true, false, true})
+  %all-reduce.1 = (f32[10]{0:T(128)S(1)}, /*index=1*/pred[3]{0:T(128)}) all-reduce(%g, %t), channel_id=1, replica_groups=[1,8]<=[8], to_apply=%sum
+  %gather = s32[80]{0} all-gather-start(%g), dimensions={0}
+  ROOT %r = (f32[10]{0}, f32[2]{0}) tuple(%g, %g)
+}
+"""
+
+
+def test_the_text_of_a_program_is_read():
+  found = {}
+  for x in compile_lib._operations(PROGRAM):
+    found.setdefault(x.kind, []).append(x)
+  first, second = found["convolution"]
+  assert first.shapes == ("bf16[16,8,8,4]", "f32[3,3,4,8]")
+  assert first.bytes == 2 * 16 * 8 * 8 * 4 + 4 * 3 * 3 * 4 * 8
+  assert (first.source, first.precision, second.precision) == (
+    "jit(step)/conv1",
+    "",
+    "highest,highest",
+  )
+  (reduced,) = found["all-reduce"]
+  assert (reduced.shapes, reduced.bytes) == (("f32[10]", "pred[3]"), 43)
+  assert len(found["all-gather-start"]) == 1
+  assert len(found["transpose"]) == 1  # the other one leaves everything in its place
+
+
+def test_a_set_is_counted_without_being_read(npz):
+  assert datasets.sizes("cifar100", "/nowhere") == datasets.Sizes(50_000, 10_000, 100)
+  assert datasets.sizes(f"npz:{npz}") == datasets.Sizes(96, 50, 10)
+  with pytest.raises(UsageError, match="npz:none"):
+    datasets.sizes("npz:none")
+
+
+@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "tpu:2x4", "8"])
+def test_a_bad_topology_is_answered_with_the_known_ones(name):
+  with pytest.raises(UsageError, match=r"Known: v5e:1x1, v5e:2x2, v5e:2x4|not installed"):
+    sharding.topology(name)
+
+
+def test_without_a_compiler_the_line_says_what_to_install(monkeypatch):
+  def none(*_, **__):
+    raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
+
+  monkeypatch.setattr(sharding.topologies, "get_topology_desc", none)
+  with pytest.raises(UsageError, match=r'pip install -U "jax\[tpu\]"'):
+    sharding.topology("v5e:2x4")
+
+
+def load(name, arg=None, **changes):
+  get_config = importlib.import_module(f"configs.{name}").get_config
+  config = config_lib.complete(get_config(arg) if arg else get_config())
+  for path, value in changes.items():
+    group, _, key = path.partition("__")
+    config[group][key] = value
+  return config
+
+
+def check(compiled, config):
+  """What holds of every run: it fits, and one message with all gradients is all that crosses."""
+  net = parts.network(config, datasets.sizes(config.dataset.name).classes)
+  parameters = sum(r.parameters for r in architectures.trace(net.table, parts.image(config)))
+  h, w, c = parts.image(config)
+  assert compiled.fits
+  for program in compiled.programs:
+    assert program.not_bfloat16 == ()
+    assert program.flops > 0
+    assert program.seconds > 1
+    for copy in program.copies:  # of the images that come in, of no layer's output
+      assert math.prod(map(int, copy.shapes[0].split("[")[1][:-1].split(","))) <= (
+        compiled.images * h * w * c * 2
+      ), copy
+    if program.name != "evaluation":
+      assert [x.kind for x in program.exchanges] == ["all-reduce"]
+      assert program.exchanged == 4 * parameters + 8
+    else:
+      assert program.exchanged <= 64
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])
+def test_all_cnn_c_for_eight_chips(mark, tmp_path):
+  config = load("cifar10", "all_cnn_c,augment")
+  compiled = compile_lib.compile(config, "v5e:2x4")
+  check(compiled, config)
+  assert (compiled.devices, compiled.images) == (8, 16)
+  step, steps, _ = compiled.programs
+  set_bytes = 4 * 50_000 * 32 * 32 * 3
+  for program in (step, steps):
+    # The set is there once, and takes no more than its bytes.
+    assert set_bytes < program.memory < 1.1 * set_bytes
+  compile_lib.write(compiled, tmp_path / "found.json")
+  found = json.loads((tmp_path / "found.json").read_text())
+  assert found["fits"] is True
+  assert [p["exchanged"] for p in found["programs"][:2]] == [step.exchanged, steps.exchanged]
+  assert "It fits." in compile_lib.report(compiled)
+
+
+CASES = [
+  ("imagenet", "large_batch", "v5e:2x4", {}),
+  ("cifar10_large", "cifar10", "v5e:2x4", {}),
+  ("feedback_alignment", "fa_cifar10_2,fa", "v5e:2x4", {}),
+  ("cifar10", "all_cnn_c,augment", "v5e:16x16", {"train__batch_size": 512}),
+]
+
+
+@pytest.mark.parametrize(
+  ("name", "arg", "topology", "changes"), [pytest.param(*case, marks=tpu) for case in CASES]
+)
+def test_the_step_of_other_runs(name, arg, topology, changes):
+  config = load(name, arg, **changes)
+  compiled = compile_lib.compile(config, topology, programs=["step"])
+  check(compiled, config)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])
+def test_a_batch_that_the_slice_cannot_share_and_a_slice_that_is_none(mark):
+  with pytest.raises(UsageError, match="not a multiple of the 256 devices"):
+    compile_lib.compile(load("cifar10"), "v5e:16x16")
+  with pytest.raises(UsageError, match="Known: v5e:1x1"):
+    sharding.topology("v5e:3x5")
+  assert len(sharding.topology("v5e:1x1")) == 1
+  assert jax.default_backend() == "cpu"

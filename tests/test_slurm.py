@@ -1,0 +1,108 @@
+"""The README's Slurm command, on a real one: trained, killed, preempted, and gone on with."""
+
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from allcnn_jax.training import evaluate
+from tests import processes, slurm
+
+pytestmark = [
+  pytest.mark.slurm,
+  pytest.mark.timeout(900),
+  pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not()),
+]
+TRAIN = [
+  "launch.py",
+  "train",
+  "--config=configs/quickstart.py",
+  "--config.model.width=0.04",
+  "--config.train.batch_size=8",
+  "--config.checkpoint.every_steps=5",
+  "--config.evaluate.every_steps=100000",
+]
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory):
+  with slurm.cluster(tmp_path_factory.mktemp("slurm")) as environment:
+    yield {**processes.environment(), "SLURM_CONF": environment["SLURM_CONF"]}
+
+
+def srun(cluster, workdir, steps):
+  words = ["srun", "--ntasks=2", "--overcommit", sys.executable, *TRAIN]
+  words += [f"--config.train.steps={steps}", f"--workdir={workdir}"]
+  return subprocess.Popen(
+    words, cwd=processes.ROOT, env=cluster, stdout=-1, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def saved(workdir):
+  place = workdir / "checkpoints"
+  return {int(p.name) for p in place.iterdir() if p.name.isdecimal()} if place.exists() else set()
+
+
+def wait_for_a_checkpoint(workdir, job):
+  before = saved(workdir)
+  while not saved(workdir) - before:
+    assert job.poll() is None, job.communicate()
+    time.sleep(0.05)
+
+
+def task(number, workdir):
+  """The process id of a job's task."""
+  for place in pathlib.Path("/proc").iterdir():
+    try:
+      words = (place / "cmdline").read_bytes().split(b"\0")
+      variables = (place / "environ").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+      continue
+    if (
+      f"--workdir={workdir}".encode() in words
+      and f"SLURM_PROCID={number}".encode() in variables
+      and b"srun" not in words[0]
+    ):
+      return int(place.name)
+  raise RuntimeError(f"no task {number}")
+
+
+def weights(workdir):
+  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables)
+
+
+def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
+  disturbed, whole = tmp_path / "disturbed", tmp_path / "whole"
+
+  job = srun(cluster, disturbed, 100_000)
+  wait_for_a_checkpoint(disturbed, job)
+  os.kill(task(1, disturbed), signal.SIGKILL)
+  since = time.monotonic()
+  said, _ = job.communicate(timeout=120)
+  assert time.monotonic() - since < 60
+  assert job.returncode not in (0, 2)
+  assert "Start again" in said or "another task died" in said
+
+  job = srun(cluster, disturbed, 100_000)
+  wait_for_a_checkpoint(disturbed, job)
+  jobs = subprocess.run(
+    ["squeue", "-h", "-o", "%i"], env=cluster, stdout=-1, text=True, check=True
+  ).stdout.split()
+  subprocess.run(["scancel", "--signal=TERM", *jobs], env=cluster, check=True)
+  said, _ = job.communicate(timeout=120)
+  assert job.returncode == 0, said
+  assert "The same command goes on from there" in said
+
+  steps = max(saved(disturbed)) + 7
+  for workdir in (disturbed, whole):
+    job = srun(cluster, workdir, steps)
+    said, _ = job.communicate(timeout=280)
+    assert job.returncode == 0, said
+    assert said.count("Done:") == 1
+  jax.tree.map(np.testing.assert_array_equal, weights(disturbed), weights(whole))
