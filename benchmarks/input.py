@@ -3,8 +3,8 @@
   python -m benchmarks.input [--cores=1] [--output=FILE]
 
 Both cut random crops of 224 from images whose shorter side is 256 and flip half of them, into
-batches of uint8 on the host. `tf.data` decodes with `decode_and_crop_jpeg` and has its JPEGs in
-memory; ours come from the ArrayRecord files of TFDS. Both are confined to the same cores and take
+batches of uint8 on the host. `tf.data` decodes with `decode_and_crop_jpeg` what it reads from a
+TFRecord file of bare JPEGs; ours come from the ArrayRecord files of TFDS. Both are confined to the same cores and take
 turns. Then: the time from the start of a process to its first batch, and the memory after each
 part of a long epoch. `python launch.py benchmark --config=configs/imagenet.py` says how many
 images a second the step takes, so that the cores that feed a device can be counted.
@@ -18,6 +18,7 @@ import pathlib
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 from allcnn_jax.analysis import records
@@ -51,9 +52,6 @@ def by_tf_data(name, batch, cores):
 
   from allcnn_jax.data import datasets
 
-  source, _ = datasets.source(name, "train", 0, "")
-  contents = [source[i]["image"] for i in range(len(source))]
-
   def crop(content):
     height, width = tf.unstack(tf.cast(tf.io.extract_jpeg_shape(content)[:2], tf.float32))
     length = tf.minimum(height, width) * 224 / 256
@@ -63,11 +61,16 @@ def by_tf_data(name, batch, cores):
     image = tf.image.random_flip_left_right(image)
     return tf.cast(tf.image.resize(image, (224, 224)), tf.uint8)
 
-  data = tf.data.Dataset.from_tensor_slices(contents).shuffle(len(contents)).repeat()
-  data = data.map(crop, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(2)
-  options = tf.data.Options()
-  options.threading.private_threadpool_size = cores
-  return data.with_options(options).as_numpy_iterator()
+  source = datasets.Records(name, "train", 0, "")
+  with tempfile.NamedTemporaryFile() as file:
+    with tf.io.TFRecordWriter(file.name) as writer:
+      for i in range(len(source)):
+        writer.write(source[i].content)
+    data = tf.data.TFRecordDataset(file.name).repeat().shuffle(len(source))
+    data = data.map(crop, num_parallel_calls=tf.data.AUTOTUNE).batch(batch).prefetch(2)
+    options = tf.data.Options()
+    options.threading.private_threadpool_size = cores
+    yield from data.with_options(options).as_numpy_iterator()
 
 
 def turn(batches, count):

@@ -112,7 +112,7 @@ class _Training:
   The next record that can be read takes the place of one that is damaged.
   """
 
-  source: Any
+  source: datasets.Records
   rows: np.ndarray
   crops: Crops
   batch_size: int
@@ -149,7 +149,7 @@ class _Training:
 class _Evaluation:
   """Step -> batch: each record once, in the set's own order; what is damaged is masked."""
 
-  source: Any
+  source: datasets.Records
   rows: np.ndarray
   crops: Crops
   batch_size: int
@@ -192,15 +192,15 @@ def _positions(step: int, batch_size: int, shard: tuple[int, int]) -> range:
   return range(first, first + rows)
 
 
-def _read(source: Any, row: int, least: int) -> tuple[np.ndarray, int]:
+def _read(source: datasets.Records, row: int, least: int) -> tuple[np.ndarray, int]:
   record = source[row]
-  return decode(record["image"], least), record["label"]
+  return decode(record.content, least), record.label
 
 
-def _name(source: Any, row: int, error: Exception) -> str:
+def _name(source: datasets.Records, row: int, error: Exception) -> str:
   """What to call a damaged record."""
   try:
-    name = source[row].get("file_name", b"").decode()
+    name = source[row].file_name
   except Exception:  # it cannot even be read
     name = ""
   why = re.sub(r"\s*<.*?>|\s+", " ", str(error)).strip()[:100] or type(error).__name__
@@ -222,7 +222,8 @@ class Stream:
     Raises:
       UsageError: as `datasets.load`.
     """
-    self._source, self.classes = datasets.source(name, split, validation, data_dir)
+    self._source = datasets.Records(name, split, validation, data_dir)
+    self.classes = self._source.classes
     self.rows = datasets.kept(name, len(self._source), split, validation)
     self.name, self.split = name, split
 
@@ -294,7 +295,7 @@ class Stream:
 
 
 def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
-  threads = 1 if workers else min(os.cpu_count() or 1, 4)
+  threads = 1 if workers else min(_cores(), 4)
   batches = grain.MapDataset.source(steps)[start : len(steps)].to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
   )
@@ -304,6 +305,13 @@ def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
     batches = batches.mp_prefetch(options)
   return iter(batches)
+
+
+def _cores() -> int:
+  """How many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def check_augmentation(kind: str) -> None:
