@@ -8,6 +8,7 @@ Reading and decoding go through Grain; TensorFlow is not imported.
 
 import dataclasses
 import functools
+import gc
 import io
 import os
 import re
@@ -303,8 +304,31 @@ def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own, which we do not offer.
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    batches = batches.mp_prefetch(options)
+    return _Owned(iter(batches.mp_prefetch(options)))
   return iter(batches)
+
+
+class _Owned:
+  """Batches copied out of the memory that Grain's workers share, all of which is freed in time.
+
+  What is left of it when Python ends would be told of as leaked.
+  """
+
+  def __init__(self, shared: Any):
+    self._shared = shared
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    batch = next(self._shared)
+    return Batch(*(x.copy() if isinstance(x, np.ndarray) else x for x in batch))
+
+  def close(self) -> None:
+    if self._shared is not None:
+      self._shared.close()
+      self._shared = None
+      gc.collect()
 
 
 def _cores() -> int:
