@@ -174,7 +174,7 @@ class _Prepared:
     self.info = types.SimpleNamespace(name="six", features={"image": image, "label": label})
     (folder / "dataset_info.json").write_text("{}")
 
-  def as_data_source(self, split, decoders):
+  def as_data_source(self, split):
     return self
 
   def __len__(self):

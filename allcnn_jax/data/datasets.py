@@ -71,18 +71,40 @@ def load(
   return data._replace(images=_fit(name, data.images, image))
 
 
-def source(name: str, split: str, validation: int, data_dir: str) -> tuple[Any, tuple[str, ...]]:
-  """(random access to the records of a TFDS split, their images undecoded; the classes' names).
+class Record(NamedTuple):
+  """A stored image with its label and, if the set has them, the name of its file."""
 
-  The records of a split that is held out are those of "train": `kept` says which.
+  content: bytes
+  label: int
+  file_name: str
+
+
+class Records:
+  """Random access to the records of a TFDS split, their images undecoded.
+
+  Those of a split that is held out are among the records of "train": `kept` says which.
   """
-  from tensorflow_datasets import decode  # slow to import
 
-  builder = _prepared(name, data_dir)
-  names = tuple(_label(name, builder).names)
-  stored = _stored_split(name, split, validation, data_dir)
-  records = _open(name, builder, stored, {"image": decode.SkipDecoding()})
-  return records, names
+  def __init__(self, name: str, split: str, validation: int, data_dir: str):
+    builder = _prepared(name, data_dir)
+    self.classes = tuple(_label(name, builder).names)
+    stored = _stored_split(name, split, validation, data_dir)
+    self._serialized = _open(name, builder, stored).data_source
+
+  def __len__(self) -> int:
+    return len(self._serialized)
+
+  def __getitem__(self, row: int) -> Record:
+    from tensorflow_datasets.proto import tf_example_pb2  # slow to import
+
+    # TFDS's own parser does the same, and takes a tenth of the time that decoding a JPEG does.
+    feature = tf_example_pb2.Example.FromString(self._serialized[row]).features.feature
+    names = feature["file_name"].bytes_list.value
+    return Record(
+      feature["image"].bytes_list.value[0],
+      feature["label"].int64_list.value[0],
+      names[0].decode() if names else "",
+    )
 
 
 def varies(name: str, data_dir: str = "") -> bool:
@@ -310,9 +332,9 @@ def _prepared(name: str, data_dir: str) -> Any:
   return builder
 
 
-def _open(name: str, builder: Any, split: str, decoders: Any = None) -> Any:
+def _open(name: str, builder: Any, split: str) -> Any:
   try:
-    return builder.as_data_source(split=split, decoders=decoders)
+    return builder.as_data_source(split=split)
   except ValueError:
     raise unknown(f"split of {name}", split, builder.info.splits) from None
 

@@ -7,6 +7,8 @@ Reading and decoding go through Grain; TensorFlow is not imported.
 """
 
 import dataclasses
+import functools
+import gc
 import io
 import os
 import re
@@ -26,6 +28,7 @@ from allcnn_jax.errors import UsageError, unknown
 
 RANDOM = {"none": False, "crop_flip": True, "imagenet": True}  # of `augmentation.KINDS`
 _LARGEST = 10_000  # images that `Stream.load` keeps in memory
+_CROP, _SHUFFLE = 0, 1  # streams of random numbers
 _ENDLESS = 2**31 - 1  # steps of training
 _TRIES = 100  # records after a damaged one that may take its place
 cv2.setNumThreads(1)  # Grain's workers are as many as there should be
@@ -63,12 +66,18 @@ class Crops:
   random: bool = False
   seed: int = 0
 
-  def cut(self, image: UInt8[np.ndarray, "h w 3"], position: int, view: int = 0) -> np.ndarray:
-    """The crop (H, W, 3) of an image that stands at a position of the stream."""
+  def cut(
+    self,
+    image: UInt8[np.ndarray, "h w 3"],
+    into: UInt8[np.ndarray, "h2 w2 3"],
+    position: int,
+    view: int = 0,
+  ) -> None:
+    """Writes the crop of an image that stands at a position of the stream."""
     top = left = 0.5
     flip = False
     if self.random:
-      top, left, coin = np.random.default_rng((self.seed, position, view)).random(3)
+      top, left, coin = np.random.default_rng((self.seed, _CROP, position, view)).random(3)
       flip = coin < 0.5
     scale = min(image.shape[:2]) / self.side
     cut = image
@@ -76,9 +85,9 @@ class Crops:
       length = min(max(round(pixels * scale), 1), cut.shape[axis])
       first = int(share * (cut.shape[axis] - length + 1))
       cut = cut[first : first + length] if axis == 0 else cut[:, first : first + length]
-    height, width = self.size
-    resized = cv2.resize(cut, (width, height), interpolation=cv2.INTER_LINEAR)
-    return resized[:, ::-1] if flip else resized
+    cv2.resize(cut, self.size[::-1], dst=into, interpolation=cv2.INTER_LINEAR)
+    if flip:
+      cv2.flip(into, 1, dst=into)
 
 
 def decode(content: bytes, least: int) -> UInt8[np.ndarray, "h w 3"]:
@@ -99,12 +108,12 @@ def decode(content: bytes, least: int) -> UInt8[np.ndarray, "h w 3"]:
 
 @dataclasses.dataclass(frozen=True)
 class _Training:
-  """Step -> batch, without end: the set in an order that Grain shuffles anew in each epoch.
+  """Step -> batch, without end: the whole set in an order of its own in each epoch.
 
   The next record that can be read takes the place of one that is damaged.
   """
 
-  source: Any
+  source: datasets.Records
   rows: np.ndarray
   crops: Crops
   batch_size: int
@@ -116,7 +125,6 @@ class _Training:
 
   def __getitem__(self, step: int) -> Batch:
     n = len(self.rows)
-    order = grain.MapDataset.range(n).shuffle(self.crops.seed % 2**32)
     plain = self.plain_from is not None and step >= self.plain_from
     crops = dataclasses.replace(self.crops, random=self.crops.random and not plain)
     positions = _positions(step, self.batch_size, self.shard)
@@ -124,7 +132,7 @@ class _Training:
     labels, mask = np.zeros(len(positions), np.int32), np.zeros(len(positions), bool)
     damaged = []
     for i, position in enumerate(positions):
-      first = order[position]
+      first = _order(self.crops.seed, position // n, n)[position % n]
       for k in range(min(n, _TRIES)):
         row = int(self.rows[(first + k) % n])
         try:
@@ -132,7 +140,8 @@ class _Training:
         except Exception as error:
           damaged.append(_name(self.source, row, error))
           continue
-        images[0, i], mask[i] = crops.cut(image, position), True
+        crops.cut(image, images[0, i], position)
+        mask[i] = True
         break
     return Batch(images, labels, mask, tuple(damaged))
 
@@ -141,7 +150,7 @@ class _Training:
 class _Evaluation:
   """Step -> batch: each record once, in the set's own order; what is damaged is masked."""
 
-  source: Any
+  source: datasets.Records
   rows: np.ndarray
   crops: Crops
   batch_size: int
@@ -167,8 +176,13 @@ class _Evaluation:
         continue
       mask[i] = True
       for view in range(self.views):
-        images[view, i] = self.crops.cut(image, position, view)
+        self.crops.cut(image, images[view, i], position, view)
     return Batch(images, labels, mask, tuple(damaged))
+
+
+@functools.lru_cache(2)  # a batch may stand in two epochs
+def _order(seed: int, epoch: int, n: int) -> np.ndarray:
+  return np.random.default_rng((seed, _SHUFFLE, epoch)).permutation(n)
 
 
 def _positions(step: int, batch_size: int, shard: tuple[int, int]) -> range:
@@ -179,15 +193,15 @@ def _positions(step: int, batch_size: int, shard: tuple[int, int]) -> range:
   return range(first, first + rows)
 
 
-def _read(source: Any, row: int, least: int) -> tuple[np.ndarray, int]:
+def _read(source: datasets.Records, row: int, least: int) -> tuple[np.ndarray, int]:
   record = source[row]
-  return decode(record["image"], least), record["label"]
+  return decode(record.content, least), record.label
 
 
-def _name(source: Any, row: int, error: Exception) -> str:
+def _name(source: datasets.Records, row: int, error: Exception) -> str:
   """What to call a damaged record."""
   try:
-    name = source[row].get("file_name", b"").decode()
+    name = source[row].file_name
   except Exception:  # it cannot even be read
     name = ""
   why = re.sub(r"\s*<.*?>|\s+", " ", str(error)).strip()[:100] or type(error).__name__
@@ -209,7 +223,8 @@ class Stream:
     Raises:
       UsageError: as `datasets.load`.
     """
-    self._source, self.classes = datasets.source(name, split, validation, data_dir)
+    self._source = datasets.Records(name, split, validation, data_dir)
+    self.classes = self._source.classes
     self.rows = datasets.kept(name, len(self._source), split, validation)
     self.name, self.split = name, split
 
@@ -281,7 +296,7 @@ class Stream:
 
 
 def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
-  threads = 1 if workers else min(os.cpu_count() or 1, 4)
+  threads = 1 if workers else min(_cores(), 4)
   batches = grain.MapDataset.source(steps)[start : len(steps)].to_iter_dataset(
     grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads + 1)
   )
@@ -289,8 +304,38 @@ def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own, which we do not offer.
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    batches = batches.mp_prefetch(options)
+    return _Owned(iter(batches.mp_prefetch(options)))
   return iter(batches)
+
+
+class _Owned:
+  """Batches copied out of the memory that Grain's workers share, all of which is freed in time.
+
+  What is left of it when Python ends would be told of as leaked.
+  """
+
+  def __init__(self, shared: Any):
+    self._shared = shared
+
+  def __iter__(self) -> Iterator[Batch]:
+    return self
+
+  def __next__(self) -> Batch:
+    batch = next(self._shared)
+    return Batch(*(x.copy() if isinstance(x, np.ndarray) else x for x in batch))
+
+  def close(self) -> None:
+    if self._shared is not None:
+      self._shared.close()
+      self._shared = None
+      gc.collect()
+
+
+def _cores() -> int:
+  """How many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
 
 
 def check_augmentation(kind: str) -> None:
