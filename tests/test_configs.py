@@ -110,7 +110,8 @@ def test_imagenet_s_protocol_in_steps_at_either_batch_size():
     config_lib.check(config)
     assert config.train.steps * config.train.batch_size == 450_000 * 64
     assert config.train.batch_size == 64 * times
-    rate = optimizer.schedule(config.optimizer, 1_281_167 // config.train.batch_size)
+    steps_per_epoch = 1_281_167 // config.train.batch_size
+    rate = optimizer.schedule(config.optimizer, steps_per_epoch, config.train.epochs)
     for drop, before in ((200_000 // times, 0.01), (400_000 // times, 0.001)):
       assert float(rate(drop - 1)) == pytest.approx(before * times)
       assert float(rate(drop + 1)) == pytest.approx(before * times / 10)
