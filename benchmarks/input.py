@@ -21,8 +21,8 @@ import sys
 import tempfile
 import time
 
-from allcnn_jax.analysis import records
 from allcnn_jax.data import stream
+from allcnn_jax.training import machine
 
 CROPS = stream.Crops((224, 224), 256, random=True)
 _BUFFERED = 10  # batches; more than either keeps
@@ -114,7 +114,7 @@ def main():
   parser.add_argument("--epoch", type=int, default=6400, help="images; memory is read ten times")
   parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
   flags = parser.parse_args()
-  machine = records.machine()
+  about = machine.machine()
   cores = sorted(os.sched_getaffinity(0))[: flags.cores]
   os.sched_setaffinity(0, cores)
   found = {k: v for k, v in vars(flags).items() if k != "output"}
@@ -151,7 +151,7 @@ def main():
   }
   print(f"ratio {found['ratio']:.2f}")
   if flags.output:
-    flags.output.write_text(json.dumps(found | machine, indent=2) + "\n")
+    flags.output.write_text(json.dumps(found | about, indent=2) + "\n")
   batches.close()
 
 

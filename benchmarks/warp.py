@@ -20,9 +20,8 @@ import numpy as np
 import scipy.ndimage
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.analysis import records
 from allcnn_jax.data import augmentation
-from allcnn_jax.training import parts
+from allcnn_jax.training import machine, parts
 from allcnn_jax.training import step as step_lib
 from configs import cifar10_large
 
@@ -117,7 +116,7 @@ def main():
       print(f"{name:12} {each:7.3f} ms an image   {ratio:5.2f} times as fast as SciPy")
     print(f"largest difference between warp and SciPy: {worst:.1g}")
   if flags.output:
-    flags.output.write_text(json.dumps(found | records.machine(), indent=2) + "\n")
+    flags.output.write_text(json.dumps(found | machine.machine(), indent=2) + "\n")
 
 
 if __name__ == "__main__":
