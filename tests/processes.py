@@ -40,6 +40,6 @@ def start_together(count, *words, devices=1, **more):
 
 def finish(*running):
   """(exit statuses, outputs, errors) of programs, when all have ended."""
-  ended = [process.communicate(timeout=280) for process in running]
+  ended = [process.communicate(timeout=800) for process in running]
   outs, errors = zip(*ended)
   return [process.returncode for process in running], outs, errors

@@ -102,18 +102,21 @@ def check(compiled, config):
   h, w, c = parts.image(config)
   assert compiled.fits
   for program in compiled.programs:
-    assert program.not_bfloat16 == ()
+    # What multiplies otherwise is an augmentation's, which places pixels.
+    assert not any("ConvNet" in x.source for x in program.not_bfloat16)
     assert program.flops > 0
     assert program.seconds > 1
-    for copy in program.copies:  # of the images that come in, of no layer's output
-      assert math.prod(map(int, copy.shapes[0].split("[")[1][:-1].split(","))) <= (
-        compiled.images * h * w * c * 2
-      ), copy
-    if program.name != "evaluation":
-      assert [x.kind for x in program.exchanges] == ["all-reduce"]
-      assert program.exchanged == 4 * parameters + 8
+    if compiled.images >= 8:  # fewer are no whole row of a tile, and some maps are turned
+      for copy in program.copies:
+        elements = math.prod(map(int, copy.shapes[0].split("[")[1][:-1].split(",")))
+        assert "ConvNet" not in copy.source or elements <= compiled.images * h * w * c * 2, copy
+    if program.name == "evaluation":
+      assert program.exchanged == 0
     else:
-      assert program.exchanged <= 64
+      assert {x.kind for x in program.exchanges} == {"all-reduce"}
+      assert program.exchanged == 4 * parameters + 8
+      # XLA sends more than this in several messages.
+      assert len(program.exchanges) == 1 or parameters > 50e6
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])

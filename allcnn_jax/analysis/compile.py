@@ -354,7 +354,7 @@ def _told(x: Operation) -> str:
   return f"{x.kind} of {shapes}: {_bytes(x.bytes)}, from {x.source or 'the compiler'}"
 
 
-def _bytes(n: float) -> str:
+def _bytes(n: int | float) -> str:
   for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
     if n >= size:
       return f"{n / size:.2f} {unit}"
