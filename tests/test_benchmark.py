@@ -40,5 +40,10 @@ def test_a_round_trains(tiny):
 def test_wrong_use(tiny, tmp_path):
   with pytest.raises(UsageError, match="no such folder"):
     benchmark.benchmark(tiny, tmp_path / "none" / "b.json")
+  with pytest.raises(UsageError, match="is a folder"):
+    benchmark.benchmark(tiny, tmp_path)
+  (tmp_path / "file").write_text("")
+  with pytest.raises(UsageError, match="cannot be made"):
+    benchmark.benchmark(tiny, profile=tmp_path / "file")
   with pytest.raises(UsageError, match=r"train\.dtype"):
     launch.run(["benchmark", "--config=configs/quickstart.py", "--config.train.dtype=float8"])

@@ -120,10 +120,9 @@ def benchmark(
     `first_step_seconds` counts from the start of the process.
 
   Raises:
-    UsageError: the config cannot be run here, or `output` cannot be written.
+    UsageError: the config cannot be run here, or `output` or `profile` cannot be written.
   """
-  if output is not None and not epath.Path(output).parent.is_dir():
-    raise UsageError(f"--output={output}: there is no such folder.")
+  _check_places(output, profile)
   run = Rounds(config)
   first = _since_start()
   with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
@@ -171,6 +170,19 @@ def benchmark(
   if output is not None:
     epath.Path(output).write_text(json.dumps(found, indent=2) + "\n")
   return found
+
+
+def _check_places(output: epath.PathLike | None, profile: epath.PathLike | None) -> None:
+  """Raises UsageError, before anything is measured, for a file or folder that cannot be written."""
+  if output is not None and epath.Path(output).is_dir():
+    raise UsageError(f"--output={output} is a folder: a file is wanted.")
+  if output is not None and not epath.Path(output).parent.is_dir():
+    raise UsageError(f"--output={output}: there is no such folder.")
+  if profile is not None:
+    try:
+      epath.Path(profile).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+      raise UsageError(f"--profile={profile} cannot be made: {error.strerror}.") from None
 
 
 def _random_images(
