@@ -159,3 +159,27 @@ def test_first_images_are_the_same_ones_each_time(streamed):
   assert first.images.shape == (4, 32, 32, 3)
   np.testing.assert_array_equal(first.labels, range(4))
   np.testing.assert_array_equal(first.images, source.first(4).images)
+
+
+def test_images_in_the_compute_type_train_the_same_net(tiny, monkeypatch):
+  tiny.train.dtype, tiny.dataset.augment = "bfloat16", "shift_flip"
+  recipe, ends = parts.recipe(tiny, 10, 96), []
+  for kind in (parts.stored_type(tiny), np.float32):
+    monkeypatch.setattr(parts, "stored_type", lambda config, kind=kind: kind)
+    source = opened(tiny, "train")
+    source.start(recipe, 0)
+    assert source.first(2).images.dtype == kind
+    carry = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3), step_lib.Totals.zero()
+    for step in range(3):
+      *carry, _ = source.advance(*carry, step, 1)
+    ends.append(jax.tree.leaves(carry[0]))
+  for coarse, fine in zip(*ends):
+    np.testing.assert_array_equal(coarse, fine)
+  assert ends[0][0].dtype == ends[1][0].dtype
+
+
+def test_what_an_augmentation_computes_with_stays_fine(tiny):
+  tiny.train.dtype = "bfloat16"
+  assert parts.stored_type(tiny) == jax.numpy.bfloat16
+  tiny.dataset.augment = "graham"
+  assert parts.stored_type(tiny) == np.float32

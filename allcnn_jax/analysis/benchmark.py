@@ -193,7 +193,8 @@ def _random_images(
 
   def draw(key):
     labels = jax.random.randint(key, (n,), 0, num_classes)
-    return step_lib.Stored.of(jax.random.normal(key, (n, *size)), labels)
+    images = jax.random.normal(key, (n, *size), parts.stored_type(config))
+    return step_lib.Stored.of(images, labels)
 
   place = sharding.replicated(sharding.mesh())
   return jax.jit(draw, out_shardings=place)(jax.random.key(0))

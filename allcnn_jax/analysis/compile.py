@@ -198,16 +198,18 @@ def _lowered(
     return jax.ShapeDtypeStruct(shape, dtype)
 
   image = parts.image(config)
+  kind = jnp.float32
   if not sizes.varies:
     image = augmentation.stored_size(config.dataset.augment, image)
-  rows = zeros((examples, math.prod(image)), jnp.float32)
+    kind = parts.stored_type(config)
+  rows = zeros((examples, math.prod(image)), kind)
   data = placed(step_lib.Stored(rows, zeros((examples,)), image))
   state = placed(jax.eval_shape(lambda: step_lib.init(recipe, image[2])))
   totals = placed(jax.eval_shape(step_lib.Totals.zero))
   order, count = placed((zeros((examples,)), zeros()))
 
   n = config.train.batch_size
-  batch = step_lib.Images(zeros((n, *image), jnp.float32), zeros((n,)))
+  batch = step_lib.Images(zeros((n, *image), kind), zeros((n,)))
   batch = placed(batch, sharding.split(mesh))
   evaluation = {
     "evaluation": lambda: step_lib.predict.lower(

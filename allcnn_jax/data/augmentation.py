@@ -194,10 +194,12 @@ class Augmentation(NamedTuple):
   Attributes:
     apply: (key, images, size) -> images of `size` (height, width).
     margin: how much larger than the network's input the stored images are.
+    moves: whether it only moves values: each that comes out was there before, or is zero.
   """
 
   apply: Callable[[Key[Array, ""], Images, tuple[int, int]], Cut]
   margin: float = 1.0
+  moves: bool = True
 
 
 def _shift_flip(key: Key[Array, ""], images: Images, size: tuple[int, int]) -> Images:
@@ -219,7 +221,7 @@ KINDS: dict[str, Augmentation] = {
   # Caffe's for ImageNet: crops of 224 from images whose shorter side is 256.
   "imagenet": Augmentation(_crop_flip, margin=256 / 224),
   # Springenberg et al. 2015, 3.2.3: images of 32 on a canvas of 126.
-  "graham": Augmentation(Graham(), margin=32 / 126),
+  "graham": Augmentation(Graham(), margin=32 / 126, moves=False),
 }
 
 

@@ -1,5 +1,7 @@
 """A config -> the parts of its run: images, network, step."""
 
+from typing import Any
+
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
@@ -59,6 +61,12 @@ def augment(config: ml_collections.ConfigDict) -> augmentation.Augmentation:
   """What a config does to a training batch."""
   graham = config.graham.to_dict() | {"colour": tuple(config.graham.colour)}
   return augmentation.create(config.dataset.augment, augmentation.Graham(**graham))
+
+
+def stored_type(config: ml_collections.ConfigDict) -> Any:
+  """The type in which whole sets stand on the device: bfloat16 where nothing finer looks at them."""
+  coarse = config.train.dtype == "bfloat16" and augment(config).moves
+  return jnp.bfloat16 if coarse else jnp.float32
 
 
 def recipe(

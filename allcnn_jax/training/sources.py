@@ -92,8 +92,8 @@ class Resident:
     return self._raw.images
 
   def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
-    arrays = step_lib.Stored.of(preprocessor.apply(self._raw.images), self._raw.labels)
-    self._data = sharding.replicate(arrays)
+    images = preprocessor.apply(self._raw.images).astype(parts.stored_type(self._config))
+    self._data = sharding.replicate(step_lib.Stored.of(images, self._raw.labels))
     self._raw = None
 
   def start(self, recipe: step_lib.Recipe, step: int) -> None:

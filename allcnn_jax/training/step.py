@@ -37,7 +37,7 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Images(NamedTuple):
-  """Preprocessed images float32 (N, H, W, C) with their labels int32 (N,), on the device."""
+  """Preprocessed images (N, H, W, C) with their labels int32 (N,), on the device."""
 
   images: Float[Array, "n h w c"]
   labels: Int[Array, " n"]
@@ -50,7 +50,7 @@ class Stored(flax.struct.PyTreeNode):
   columns, as a last dimension would be filled up to 128, and the set copied into that form.
 
   Attributes:
-    rows: preprocessed images, float32 (N, H W C).
+    rows: preprocessed images (N, H W C), float32, or bfloat16 for a net that computes in it.
     labels: int32 (N,).
     shape: (H, W, C).
   """
