@@ -9,6 +9,8 @@ import contextlib
 import errno
 import json
 import logging
+import pathlib
+import shutil
 import sys
 import zlib
 from collections.abc import Iterator
@@ -59,6 +61,7 @@ class Checkpoints:
     """
     step = int(state.step)
     try:
+      self._check_room()
       self._save(step, state)
     except Exception as error:  # TensorStore has an error of its own for a full disk
       if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
@@ -71,6 +74,18 @@ class Checkpoints:
         f"No space left for the checkpoint of step {step} in {self._path}. "
         + (f"Whole ones are there: {kept}." if kept else "There is no other one.")
       ) from None
+
+  def _check_room(self) -> None:
+    """Raises OSError where another checkpoint like the newest has no room, before any is written.
+
+    TensorStore prints a page of tracebacks when a write fails.
+    """
+    steps = self.steps()
+    if steps and "://" not in str(self._path):
+      newest = pathlib.Path(self._path / str(steps[-1]))
+      used = sum(x.stat().st_blocks * 512 for x in newest.rglob("*"))
+      if shutil.disk_usage(self._path).free < 1.25 * used:
+        raise OSError(errno.ENOSPC, "No space left")
 
   def _save(self, step: int, state: TrainState) -> None:
     if self._orbax is None:
