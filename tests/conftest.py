@@ -1,9 +1,11 @@
 """Strict settings for every test, and what several test files share."""
 
 import functools
+import gc
 import io
 import json
 import os
+import pathlib
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
