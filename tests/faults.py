@@ -29,14 +29,9 @@ from tests import processes
 
 STEPS = 40
 TRAIN = [
-  "launch.py",
-  "train",
-  "--config=configs/quickstart.py",
-  "--config.model.width=0.04",
-  "--config.train.batch_size=8",
+  *processes.TRAIN,
   "--config.dataset.augment=shift_flip",
   f"--config.train.steps={STEPS}",
-  "--config.evaluate.every_steps=1000",
   "--config.checkpoint.every_steps=2",
   "--config.checkpoint.keep=3",
   "--config.log.every_steps=5",
@@ -52,10 +47,6 @@ def whole(workdir, *words):
   """A run that nobody disturbs."""
   statuses, _, errors = processes.finish(train(workdir, *words))
   assert statuses == [0], errors
-
-
-def weights(workdir):
-  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables)
 
 
 def same(a, b):
@@ -96,7 +87,7 @@ def kills(folder, count, seed):
   start = time.monotonic()
   whole(folder / "whole")
   seconds = time.monotonic() - start
-  expected, runs, equal, done = weights(folder / "whole"), 0, 0, 0
+  expected, runs, equal, done = processes.weights(folder / "whole"), 0, 0, 0
   while done < count:
     workdir = folder / f"killed{runs}"
     for _ in range(min(10, count - done)):
@@ -108,7 +99,7 @@ def kills(folder, count, seed):
       found["left a half written checkpoint"] += any(not x.isdecimal() for x in saved(workdir))
     whole(workdir)
     runs += 1
-    equal += same(weights(workdir), expected)
+    equal += same(processes.weights(workdir), expected)
   return {"kills": done, **found, "runs": runs, "runs with the very same weights": equal}
 
 

@@ -5,8 +5,23 @@ import pathlib
 import socket
 import subprocess
 import sys
+import time
+
+import jax
+import numpy as np
+
+from allcnn_jax.training import evaluate
 
 ROOT = pathlib.Path(__file__).parents[1]
+# The words of a run on digits whose steps take milliseconds.
+TRAIN = [
+  "launch.py",
+  "train",
+  "--config=configs/quickstart.py",
+  "--config.model.width=0.04",
+  "--config.train.batch_size=8",
+  "--config.evaluate.every_steps=100000",
+]
 
 
 def environment(devices=1, **more):
@@ -43,3 +58,22 @@ def finish(*running):
   ended = [process.communicate(timeout=800) for process in running]
   outs, errors = zip(*ended)
   return [process.returncode for process in running], outs, errors
+
+
+def saved(workdir):
+  """The steps of a run's checkpoints."""
+  place = workdir / "checkpoints"
+  return {int(p.name) for p in place.iterdir() if p.name.isdecimal()} if place.exists() else set()
+
+
+def wait_for_a_checkpoint(workdir, *running):
+  """Returns when there is one more."""
+  before = saved(workdir)
+  while not saved(workdir) - before:
+    assert all(process.poll() is None for process in running), finish(*running)
+    time.sleep(0.05)
+
+
+def weights(workdir):
+  """Those of a run's newest checkpoint."""
+  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables)

@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import pytest
 
-from allcnn_jax.training import evaluate
 from tests import processes
 
 pytestmark = [pytest.mark.devices, pytest.mark.timeout(900)]
@@ -80,15 +79,7 @@ def test_a_checkpoint_of_any_number_of_devices_is_restored_on_any_other(found, n
     np.testing.assert_array_equal(value, saved[key.replace("restored", "saved")])
 
 
-TINY = [
-  "train",
-  "--config=configs/quickstart.py",
-  "--config.model.width=0.04",
-  "--config.train.batch_size=8",
-  "--config.checkpoint.every_steps=5",
-  "--config.log.every_steps=5",
-  "--config.evaluate.every_steps=1000",
-]
+TRAIN = [*processes.TRAIN, "--config.checkpoint.every_steps=5", "--config.log.every_steps=5"]
 
 
 def metrics(workdir):
@@ -96,7 +87,7 @@ def metrics(workdir):
 
 
 def test_the_first_of_two_processes_writes_for_both(tmp_path):
-  words = ["launch.py", *TINY, "--config.train.steps=10"]
+  words = [*TRAIN, "--config.train.steps=10"]
   both = processes.start_together(2, *words, f"--workdir={tmp_path / 'both'}")
   statuses, outs, errors = processes.finish(*both)
   assert statuses == [0, 0], errors
@@ -113,27 +104,15 @@ def test_the_first_of_two_processes_writes_for_both(tmp_path):
 
 
 def two(workdir, steps):
-  words = ["launch.py", *TINY, f"--config.train.steps={steps}", f"--workdir={workdir}"]
+  words = [*TRAIN, f"--config.train.steps={steps}", f"--workdir={workdir}"]
   return processes.start_together(2, *words)
-
-
-def saved(workdir):
-  place = workdir / "checkpoints"
-  return {int(p.name) for p in place.iterdir() if p.name.isdecimal()} if place.exists() else set()
-
-
-def wait_for_a_checkpoint(workdir, running):
-  before = saved(workdir)
-  while not saved(workdir) - before:
-    assert all(process.poll() is None for process in running), processes.finish(*running)
-    time.sleep(0.05)
 
 
 def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
   workdir = tmp_path / "run"
   for send, to in ((signal.SIGTERM, 1), (signal.SIGKILL, 0), (signal.SIGKILL, 1)):
     running = two(workdir, 100_000)
-    wait_for_a_checkpoint(workdir, running)
+    processes.wait_for_a_checkpoint(workdir, *running)
     since = time.monotonic()
     running[to].send_signal(send)
     statuses, outs, errors = processes.finish(*running)
@@ -145,9 +124,9 @@ def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
       assert statuses[1 - to] not in (0, 2)
       assert time.monotonic() - since < 60
       assert "Start again" in errors[1 - to] or "another task died" in errors[1 - to]
-  steps = max(saved(workdir)) + 2
+  steps = max(processes.saved(workdir)) + 2
   for place in (workdir, tmp_path / "whole"):
     statuses, _, errors = processes.finish(*two(place, steps))
     assert statuses == [0, 0], errors
-  disturbed, whole = (evaluate.restore(place).variables for place in (workdir, tmp_path / "whole"))
+  disturbed, whole = map(processes.weights, (workdir, tmp_path / "whole"))
   jax.tree.map(np.testing.assert_array_equal, disturbed, whole)

@@ -73,6 +73,13 @@ def test_of_equal_answers_the_first_counts_as_the_larger():
   assert (int(sums.wrong), int(sums.wrong_top5), int(sums.count)) == (7, 3, 8)
 
 
+@pytest.mark.parametrize("broken", [slice(None), slice(2, 3)])
+def test_what_is_no_number_is_wrong(broken):
+  logits = jnp.eye(8).at[:, broken].set(jnp.nan)
+  sums = step_lib.score(logits, jnp.full(8, 2), jnp.ones(8, bool))
+  assert (int(sums.wrong), int(sums.wrong_top5)) == (8, 8)
+
+
 def test_top_5_is_told_of_sets_of_more_than_ten_classes():
   scores = evaluate.Scores(1.0, 50.0, 20.0, 4)
   assert "error_top5" not in evaluate.summary(scores, 1, "test", "cifar10", 10)

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 import pytest
 
-from allcnn_jax.training import evaluate
 from tests import processes, slurm
 
 pytestmark = [
@@ -19,15 +18,7 @@ pytestmark = [
   pytest.mark.timeout(900),
   pytest.mark.skipif(bool(slurm.why_not()), reason=slurm.why_not()),
 ]
-TRAIN = [
-  "launch.py",
-  "train",
-  "--config=configs/quickstart.py",
-  "--config.model.width=0.04",
-  "--config.train.batch_size=8",
-  "--config.checkpoint.every_steps=5",
-  "--config.evaluate.every_steps=100000",
-]
+TRAIN = [*processes.TRAIN, "--config.checkpoint.every_steps=5"]
 
 
 @pytest.fixture(scope="module")
@@ -42,18 +33,6 @@ def srun(cluster, workdir, steps):
   return subprocess.Popen(
     words, cwd=processes.ROOT, env=cluster, stdout=-1, stderr=subprocess.STDOUT, text=True
   )
-
-
-def saved(workdir):
-  place = workdir / "checkpoints"
-  return {int(p.name) for p in place.iterdir() if p.name.isdecimal()} if place.exists() else set()
-
-
-def wait_for_a_checkpoint(workdir, job):
-  before = saved(workdir)
-  while not saved(workdir) - before:
-    assert job.poll() is None, job.communicate()
-    time.sleep(0.05)
 
 
 def task(number, workdir):
@@ -73,15 +52,11 @@ def task(number, workdir):
   raise RuntimeError(f"no task {number}")
 
 
-def weights(workdir):
-  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables)
-
-
 def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
   disturbed, whole = tmp_path / "disturbed", tmp_path / "whole"
 
   job = srun(cluster, disturbed, 100_000)
-  wait_for_a_checkpoint(disturbed, job)
+  processes.wait_for_a_checkpoint(disturbed, job)
   os.kill(task(1, disturbed), signal.SIGKILL)
   since = time.monotonic()
   said, _ = job.communicate(timeout=120)
@@ -90,7 +65,7 @@ def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
   assert "Start again" in said or "another task died" in said
 
   job = srun(cluster, disturbed, 100_000)
-  wait_for_a_checkpoint(disturbed, job)
+  processes.wait_for_a_checkpoint(disturbed, job)
   jobs = subprocess.run(
     ["squeue", "-h", "-o", "%i"], env=cluster, stdout=-1, text=True, check=True
   ).stdout.split()
@@ -99,10 +74,12 @@ def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
   assert job.returncode == 0, said
   assert "The same command goes on from there" in said
 
-  steps = max(saved(disturbed)) + 7
+  steps = max(processes.saved(disturbed)) + 7
   for workdir in (disturbed, whole):
     job = srun(cluster, workdir, steps)
     said, _ = job.communicate(timeout=280)
     assert job.returncode == 0, said
     assert said.count("Done:") == 1
-  jax.tree.map(np.testing.assert_array_equal, weights(disturbed), weights(whole))
+  jax.tree.map(
+    np.testing.assert_array_equal, processes.weights(disturbed), processes.weights(whole)
+  )

@@ -252,10 +252,13 @@ def predict(
 
 @jax.jit
 def score(logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Bool[Array, " n"]) -> Sums:
-  """The sums over the images where `mask` is true; of equal logits the first counts as larger."""
+  """The sums over the images where `mask` is true.
+
+  Of equal logits the first counts as larger; a logit that is no number answers nothing rightly.
+  """
   own = jnp.take_along_axis(logits, labels[:, None], axis=1)
   before = jnp.arange(logits.shape[1])[None] < labels[:, None]
-  rank = ((logits > own) | ((logits == own) & before)).sum(axis=1)
+  rank = (~(logits <= own) | ((logits == own) & before)).sum(axis=1)
   return Sums(
     jnp.where(mask, cross_entropy(logits, labels), 0).sum(),
     ((rank >= 1) & mask).sum(dtype=jnp.int32),
