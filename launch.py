@@ -87,7 +87,7 @@ def benchmark(values: flags.FlagValues) -> int:
 
 
 def compile(values: flags.FlagValues) -> int:
-  """--config=FILE --topology=v5e:2x4 [--output=FILE]"""
+  """--config=FILE --topology=v5e:2x4|h200:1|... [--output=FILE]"""
   from allcnn_jax.analysis import compile as compile_lib
 
   compiled = compile_lib.compile(_config(values), values.topology or "")

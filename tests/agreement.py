@@ -65,7 +65,7 @@ def integers(recipe, images):
   place = sharding.replicated(sharding.mesh())
   order = step_lib.epoch_order(SEED, 3, EXAMPLES)
   batch = jax.jit(step_lib.batch_at, static_argnums=0, out_shardings=place)(
-    recipe, images, order, jnp.int32(2)
+    recipe, images, order, 2
   )
 
   @functools.partial(jax.jit, out_shardings=place)
@@ -89,7 +89,7 @@ def weights(recipe, images, at_once):
   for step in range(0, STEPS, per_epoch if at_once else 1):
     order = step_lib.epoch_order(SEED, step // per_epoch, EXAMPLES)
     if at_once:
-      count = jnp.int32(min(per_epoch, STEPS - step))
+      count = min(per_epoch, STEPS - step)
       state, totals = step_lib.train_steps(recipe, state, totals, images, order, count)
     else:
       state, totals = step_lib.train_step(recipe, state, totals, images, order)

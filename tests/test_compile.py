@@ -8,15 +8,24 @@ import pytest
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import compile as compile_lib
+from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import parts, sharding
+from allcnn_jax.training import parts
 
 tpu = [
   pytest.mark.tpu,
   pytest.mark.timeout(1200),
   pytest.mark.skipif(not importlib.util.find_spec("libtpu"), reason="libtpu is not installed"),
+]
+
+gpu = [
+  pytest.mark.gpu,
+  pytest.mark.timeout(600),
+  pytest.mark.skipif(
+    not importlib.util.find_spec("jax_cuda13_plugin"), reason="the plugin is not installed"
+  ),
 ]
 
 PROGRAM = """
@@ -48,7 +57,7 @@ ENTRY %main (a: f32[16,8,8,4], b: f32[3,3,4,8]) -> (f32[10], f32[2]) {
 
 def test_the_text_of_a_program_is_read():
   found = {}
-  for x in compile_lib._operations(PROGRAM):
+  for x in hlo.operations(PROGRAM):
     found.setdefault(x.kind, []).append(x)
   first, second = found["convolution"]
   assert first.shapes == ("bf16[16,8,8,4]", "f32[3,3,4,8]")
@@ -64,6 +73,44 @@ def test_the_text_of_a_program_is_read():
   assert len(found["transpose"]) == 1  # the other one leaves everything in its place
 
 
+GPU_PROGRAM = """
+HloModule jit_steps, is_scheduled=true
+
+%fused_add (p: f32[4]) -> f32[4] {
+  %p = f32[4]{0} parameter(0)
+  %p.copied = f32[4]{0} copy(%p)
+  ROOT %sum = f32[4]{0} add(%p.copied, %p)
+}
+
+%body (carried: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %carried = (s32[], f32[4]{0}) parameter(0)
+  %x = bf16[8,4,4,3]{3,2,1,0} fusion(%carried), kind=kLoop, calls=%fused_add
+  %k = bf16[5,3,3,3]{3,2,1,0} fusion(%carried), kind=kLoop, calls=%fused_add
+  %conv.1 = (bf16[8,4,4,5]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), custom_call_target="__cudnn$convBiasActivationForward", backend_config={"activation_mode":"kRelu"}
+  %conv.2 = (bf16[5,3,3,3]{3,2,1,0}, u8[0]{0}) custom-call(%x, %k), custom_call_target="__cudnn$convBackwardFilter", backend_config={"activation_mode":"kNone"}
+  %free = f32[4]{0} bitcast(%k)
+  ROOT %next = (s32[], f32[4]{0}) tuple(%free, %free)
+}
+
+ENTRY %main (a: f32[4]) -> (s32[], f32[4]) {
+  %a = f32[4]{0} parameter(0)
+  %start = (s32[], f32[4]{0}) tuple(%a, %a)
+  %known = (s32[], f32[4]{0}) while(%start), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"5"}}
+  ROOT %loop = (s32[], f32[4]{0}) while(%known), condition=%c, body=%body
+}
+"""
+
+
+def test_kernels_are_those_of_the_loop_not_of_what_is_fused():
+  found = list(hlo.operations(GPU_PROGRAM))
+  assert hlo.kernels(found) == 4
+  assert hlo.asking(GPU_PROGRAM) == 1
+  convolutions = [x for x in found if x.kind == "convolution"]
+  assert [x.activation for x in convolutions] == ["relu", ""]
+  assert {x.within for x in convolutions} == {"body"}
+  assert convolutions[0].shapes == ("bf16[8,4,4,3]", "bf16[5,3,3,3]")
+
+
 def test_a_set_is_counted_without_being_read(npz):
   assert datasets.sizes("cifar100", "/nowhere") == datasets.Sizes(50_000, 10_000, 100)
   assert datasets.sizes(f"npz:{npz}") == datasets.Sizes(96, 50, 10)
@@ -71,19 +118,19 @@ def test_a_set_is_counted_without_being_read(npz):
     datasets.sizes("npz:none")
 
 
-@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "tpu:2x4", "8"])
+@pytest.mark.parametrize("name", ["", "v5e", "v5e:", "tpu:2x4", "8", "h200", "h200:3", "h200:1x1"])
 def test_a_bad_topology_is_answered_with_the_known_ones(name):
   with pytest.raises(UsageError, match=r"Known: v5e:1x1, v5e:2x2, v5e:2x4|not installed"):
-    sharding.topology(name)
+    targets.target(name)
 
 
 def test_without_a_compiler_the_line_says_what_to_install(monkeypatch):
   def none(*_, **__):
     raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
 
-  monkeypatch.setattr(sharding.topologies, "get_topology_desc", none)
-  with pytest.raises(UsageError, match=r'pip install -U "jax\[tpu\]"'):
-    sharding.topology("v5e:2x4")
+  monkeypatch.setattr(targets.topologies, "get_topology_desc", none)
+  with pytest.raises(UsageError, match=r"requirements-tpu\.txt"):
+    targets.target("v5e:2x4")
 
 
 def load(name, arg=None, **changes):
@@ -116,7 +163,7 @@ def check(compiled, config):
       assert {x.kind for x in program.exchanges} == {"all-reduce"}
       assert program.exchanged == 4 * parameters + 8
       # XLA sends more than this in several messages.
-      assert len(program.exchanges) == 1 or parameters > 50e6
+      assert len(program.exchanges) == program.steps or parameters > 50e6
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])
@@ -127,6 +174,7 @@ def test_all_cnn_c_for_eight_chips(mark, tmp_path):
   assert (compiled.devices, compiled.images) == (8, 16)
   step, steps, _ = compiled.programs
   set_bytes = 4 * 50_000 * 32 * 32 * 3
+  assert steps.steps == 2
   for program in (step, steps):
     # The set is there once, and takes no more than its bytes.
     assert set_bytes < program.memory < 1.1 * set_bytes
@@ -135,6 +183,30 @@ def test_all_cnn_c_for_eight_chips(mark, tmp_path):
   assert found["fits"] is True
   assert [p["exchanged"] for p in found["programs"][:2]] == [step.exchanged, steps.exchanged]
   assert "It fits." in compile_lib.report(compiled)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_all_cnn_c_for_a_gpu(mark):
+  config = load("cifar10", "all_cnn_c,augment", train__dtype="bfloat16")
+  compiled = compile_lib.compile(config, "h200:1")
+  assert compiled.fits
+  assert not compiled.paddings
+  for program in compiled.programs:
+    passes = 1 if program.name == "evaluation" else 3
+    assert program.convolutions == program.steps * (passes * 9 - (passes > 1))
+    assert program.with_relu == 9 * program.steps  # each ReLU is part of its convolution
+    assert (program.not_bfloat16, program.copies, program.asking) == ((), (), 0)
+  _, steps, _ = compiled.programs
+  assert steps.kernels / steps.steps < 100  # 142 before its ReLUs were fused and its norm was one
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_eight_gpus_exchange_one_message(mark):
+  config = load("cifar10", "all_cnn_c")
+  (step,) = compile_lib.compile(config, "h100:8", ["step"]).programs
+  (message,) = step.exchanges
+  # As many numbers as weights, and the batch's two sums; XLA may fill up the end.
+  assert 0 <= message.bytes - (4 * 1_369_738 + 8) < 64
 
 
 CASES = [
@@ -159,6 +231,6 @@ def test_a_batch_that_the_slice_cannot_share_and_a_slice_that_is_none(mark):
   with pytest.raises(UsageError, match="not a multiple of the 256 devices"):
     compile_lib.compile(load("cifar10"), "v5e:16x16")
   with pytest.raises(UsageError, match="Known: v5e:1x1"):
-    sharding.topology("v5e:3x5")
-  assert len(sharding.topology("v5e:1x1")) == 1
+    targets.target("v5e:3x5")
+  assert len(targets.target("v5e:1x1").devices) == 1
   assert jax.default_backend() == "cpu"

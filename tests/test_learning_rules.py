@@ -214,9 +214,7 @@ def test_many_steps_in_one_call_are_the_same_steps():
   images = jax.random.normal(jax.random.key(1), (8, 12, 12, 3))
   data = step_lib.Stored.of(images, jnp.arange(8, dtype=jnp.int32) % 5)
   state = jax.jit(step_lib.init, static_argnums=(0, 1))(made, 3)
-  state, _ = step_lib.train_steps(
-    made, state, step_lib.Totals.zero(), data, jnp.arange(8), jnp.int32(2)
-  )
+  state, _ = step_lib.train_steps(made, state, step_lib.Totals.zero(), data, jnp.arange(8), 2)
   for path, a in traverse_util.flatten_dict(expected).items():
     b = traverse_util.flatten_dict(state.variables)[path]
     np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))

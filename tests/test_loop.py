@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, loop
+from allcnn_jax.training import evaluate, loop, parts
+from allcnn_jax.training import step as step_lib
 
 
 def weights(workdir, step=None):
@@ -53,6 +54,38 @@ def test_stopped_and_gone_on_with_is_bit_identical_to_never_stopped(tiny, tmp_pa
     tiny.train.steps = steps
     loop.train(tiny, tmp_path / "parts")
   same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, monkeypatch):
+  tiny.train.steps = 30  # two epochs of twelve, and a half
+  tiny.log.every_steps, tiny.checkpoint.every_steps = 4, 6
+  loop.train(tiny, tmp_path / "one by one")
+  calls = []
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  many = step_lib.train_steps
+  monkeypatch.setattr(step_lib, "train_steps", lambda *x: calls.append(x[-1]) or many(*x))
+  loop.train(tiny, tmp_path / "pairs")
+  assert calls == [2] * 15
+  for one, pair in zip(metrics(tmp_path / "one by one"), metrics(tmp_path / "pairs"), strict=True):
+    assert one["step"] == pair["step"]
+    assert one.get("eval_error") == pair.get("eval_error")
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+    weights(tmp_path / "one by one"),
+    weights(tmp_path / "pairs"),
+  )
+  assert sorted(os.listdir(tmp_path / "pairs" / "checkpoints")) == sorted(
+    os.listdir(tmp_path / "one by one" / "checkpoints")
+  )
+
+
+@pytest.mark.parametrize(
+  ("log", "steps", "start", "expected"),
+  [(4, 24, 0, 4), (5, 24, 0, 1), (6, 24, 0, 6), (6, 24, 3, 3), (24, 0, 0, 12)],
+)
+def test_no_call_goes_beyond_what_is_due(tiny, log, steps, start, expected):
+  tiny.log.every_steps, tiny.train.steps, tiny.train.epochs = log, steps, 3
+  assert parts.steps_a_call(tiny, 96, start) == expected
 
 
 def test_other_seeds_and_rates_give_other_weights(tiny, tmp_path):

@@ -101,7 +101,7 @@ def test_a_streamed_step_is_that_of_the_same_batch_on_the_device(streamed):
   copy.close()
   plain = config_lib.complete(streamed)
   plain.dataset.augment = "none"
-  state, _, step = source.advance(step_lib.init(recipe, 3), step_lib.Totals.zero(), 0, 5)
+  state, _, step = source.advance(step_lib.init(recipe, 3), step_lib.Totals.zero(), 0)
   source.close()
   other, _ = step_lib.train_step(
     parts.recipe(plain, 18, 18),
@@ -171,7 +171,7 @@ def test_images_in_the_compute_type_train_the_same_net(tiny, monkeypatch):
     assert source.first(2).images.dtype == kind
     carry = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3), step_lib.Totals.zero()
     for step in range(3):
-      *carry, _ = source.advance(*carry, step, 1)
+      *carry, _ = source.advance(*carry, step)
     ends.append(jax.tree.leaves(carry[0]))
   for coarse, fine in zip(*ends):
     np.testing.assert_array_equal(coarse, fine)

@@ -64,7 +64,7 @@ def test_many_steps_in_one_call_are_the_same_steps(recipe, data):
   for _ in range(5):
     one, totals_one = step_lib.train_step(recipe, one, totals_one, data, order)
   many, totals = step_lib.train_steps(
-    recipe, step_lib.init(recipe, 3), step_lib.Totals.zero(), data, order, jnp.int32(5)
+    recipe, step_lib.init(recipe, 3), step_lib.Totals.zero(), data, order, 5
   )
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one, many)
   assert int(totals.count) == int(totals_one.count) == 20
@@ -118,6 +118,6 @@ def test_the_first_step_without_a_finite_loss_is_named(recipe, data):
 
 def test_an_epoch_on_the_device_takes_nothing_from_the_host(recipe, data):
   state, totals = step_lib.init(recipe, 3), step_lib.Totals.zero()
-  order, count = step_lib.epoch_order(3, 0, 20), jnp.int32(2)
+  order, count = step_lib.epoch_order(3, 0, 20), 2
   with jax.transfer_guard("disallow"):
     step_lib.train_steps(recipe, state, totals, data, order, count)

@@ -1,7 +1,6 @@
 """What the program of many steps does, and what it leaves alone, before any device compiles it."""
 
 import functools
-import math
 import re
 
 import jax
@@ -25,7 +24,7 @@ def arguments(config):
   images = np.zeros((96, 32, 32, 3), np.float32)
   data = jax.device_put(step_lib.Stored.of(images, np.zeros(96, np.int32)))
   state = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3)
-  return recipe, state, step_lib.Totals.zero(), data, jnp.arange(96), jnp.int32(2)
+  return recipe, state, step_lib.Totals.zero(), data, jnp.arange(96), 2
 
 
 @functools.cache
@@ -47,16 +46,15 @@ def _shapes(line):
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_every_convolution_is_in_the_compute_type(platform):
   lines = [x for x in program(platform) if "stablehlo.convolution" in x]
-  assert len(lines) == 3 * 9  # forward, inputs' gradients, weights' gradients
+  assert len(lines) == 3 * 9 - 1  # forward, weights' gradients, and inputs' but the images'
   assert {kind for x in lines for _, kind in _shapes(x)} == {"bf16"}
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)
 def test_no_activation_is_transposed(platform):
-  smallest = BATCH * 6 * 6 * 10  # the last one
   for line in program(platform):
     if "stablehlo.transpose" in line:
-      assert all(math.prod(sides) < smallest for sides, _ in _shapes(line)), line
+      assert all(BATCH not in sides for sides, _ in _shapes(line)), line  # weights are
 
 
 @pytest.mark.parametrize("platform", PLATFORMS)

@@ -14,7 +14,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
@@ -27,8 +26,8 @@ from allcnn_jax.training import step as step_lib
 
 # Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
 _EXAMPLES, _BYTES = 50_000, 2 << 30
-# Steps in a round on an accelerator, rounds to warm up with, and the least to measure: rounds and
-# seconds.
+# Steps in a round on an accelerator, at least; rounds to warm up with; and what is measured at least,
+# in rounds and seconds.
 _STEPS, _WARM, _ROUNDS, _SECONDS = 100, 3, 10, 10.0
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
@@ -53,7 +52,8 @@ class Rounds:
     """
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
-    num_classes = datasets.sizes(config.dataset.name, config.dataset.data_dir).classes
+    sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
+    num_classes = sizes.classes
     self.image = parts.image(config)
     self.recipe = recipe = parts.recipe(config, num_classes, _EXAMPLES)
     self.data = data = _random_images(config, self.image, num_classes)
@@ -61,11 +61,12 @@ class Rounds:
     start = jax.jit(step_lib.init, static_argnums=(0, 1))
     self.state, self._totals = start(recipe, self.image[2]), step_lib.Totals.zero()
 
-    whole = len(data.labels) // recipe.batch_size
-    self.steps = 1 if jax.default_backend() == "cpu" else min(_STEPS, whole)
-    step, self._inputs = step_lib.train_step, (data, order)
-    if self.steps > 1:
-      step, self._inputs = step_lib.train_steps, (data, order, jnp.int32(self.steps))
+    step, given, steps = step_lib.train_step, (), 1
+    self._inputs, self._calls = (data, order), 1
+    if jax.default_backend() != "cpu":
+      steps = parts.steps_a_call(config, sizes.train - config.dataset.validation)
+      step, given, self._calls = step_lib.train_steps, (steps,), -(-_STEPS // steps)
+    self.steps = steps * self._calls
 
     events: list[str] = []
 
@@ -74,21 +75,22 @@ class Rounds:
 
     jax.monitoring.register_event_listener(note)
     began = time.perf_counter()
-    self._step = step.lower(recipe, self.state, self._totals, *self._inputs).compile()
+    self._step = step.lower(recipe, self.state, self._totals, *self._inputs, *given).compile()
     self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
     jax.monitoring.unregister_event_listener(note)
-    sizes = self._step.memory_analysis()
+    memory = self._step.memory_analysis()
     self.memory = {
-      "arguments": sizes.argument_size_in_bytes,
-      "temporaries": sizes.temp_size_in_bytes,
-      "program": sizes.generated_code_size_in_bytes,
+      "arguments": memory.argument_size_in_bytes,
+      "temporaries": memory.temp_size_in_bytes,
+      "program": memory.generated_code_size_in_bytes,
     }
     self.seconds()
 
   def seconds(self) -> float:
     """How long one more round takes."""
     start = time.perf_counter()
-    self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
+    for _ in range(self._calls):
+      self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
     jax.block_until_ready(self._totals)
     return time.perf_counter() - start
 

@@ -1,14 +1,14 @@
-"""A run compiled for a TPU slice that nobody has at hand, by the TPU's own compiler.
+"""A run compiled for TPUs or GPUs that nobody has at hand, by their own compiler.
 
 It needs shapes alone. What the compiler hands back says whether the run fits, what it exchanges
-between devices, and what of the chip it leaves unused.
+between devices, how many kernels a GPU starts, and what of a TPU it leaves unused.
 """
 
 import json
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,47 +19,32 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts, sharding
 from allcnn_jax.training import step as step_lib
 
-# Memory of one device, bytes: Google's documentation of the chips. A v4 is compiled for by core.
-_MEMORY = {"v5e": 16e9, "v6e": 32e9, "v5p": 95e9, "v4": 16e9}
 _LANES, _SUBLANES = 128, 8  # a TPU's registers, and the tiles of its memory: 8 rows of 128 numbers
 
 
-class Operation(NamedTuple):
-  """An instruction of a compiled program.
-
-  Attributes:
-    kind: its opcode, such as "all-reduce".
-    shapes: of what it is given, with their types.
-    bytes: the size of all that it is given.
-    source: the operation in JAX that it comes from.
-    precision: of a product, such as "highest,highest"; "" is the chip's own: bfloat16.
-  """
-
-  kind: str
-  shapes: tuple[str, ...]
-  bytes: int
-  source: str
-  precision: str = ""
-
-
 class Program(NamedTuple):
-  """A compiled program; sizes are bytes on each device.
+  """A compiled program; sizes are bytes on each device, lists are of all that it does in a call.
 
   Attributes:
     name: "step", "steps" (many in one call) or "evaluation".
+    steps: of which a loop's body is made; what is counted below is counted for all of them.
     arguments: weights, the optimizer's state, the data set.
     temporaries: what is needed beside them while it runs.
     code: the program itself.
-    flops: floating-point operations of one step on each device.
-    exchanges: what crosses devices in a step.
+    flops: floating-point operations on each device; 0 where the compiler does not tell.
+    exchanges: what crosses devices.
+    kernels: how many a GPU starts; 0 for a TPU.
+    asking: loops after each round of which a GPU asks the host whether to go on.
     convolutions: how many there are, matrix products included.
-    given_float32: those of them that are given float32, and round it to bfloat16 themselves.
+    with_relu: those of them that end with a ReLU, on a GPU.
+    given_float32: those that are given float32, which a TPU rounds to bfloat16.
     not_bfloat16: those that multiply in another type than bfloat16.
     copies: copies and transposes of arrays of activations, or of the data set.
     seconds: that compiling took here.
@@ -67,15 +52,19 @@ class Program(NamedTuple):
   """
 
   name: str
+  steps: int = 1
   arguments: int = 0
   temporaries: int = 0
   code: int = 0
   flops: float = 0.0
-  exchanges: tuple[Operation, ...] = ()
+  exchanges: tuple[hlo.Operation, ...] = ()
+  kernels: int = 0
+  asking: int = 0
   convolutions: int = 0
+  with_relu: int = 0
   given_float32: int = 0
-  not_bfloat16: tuple[Operation, ...] = ()
-  copies: tuple[Operation, ...] = ()
+  not_bfloat16: tuple[hlo.Operation, ...] = ()
+  copies: tuple[hlo.Operation, ...] = ()
   seconds: float = 0.0
   refused: str = ""
 
@@ -87,7 +76,7 @@ class Program(NamedTuple):
   @property
   def exchanged(self) -> int:
     """Bytes that each device reduces with the others a step."""
-    return sum(x.bytes for x in self.exchanges)
+    return sum(x.bytes for x in self.exchanges) // self.steps
 
 
 class Padding(NamedTuple):
@@ -110,16 +99,16 @@ class Padding(NamedTuple):
 
 
 class Compiled(NamedTuple):
-  """A run's programs for a slice.
+  """A run's programs for a machine.
 
   Attributes:
-    topology: the slice.
+    topology: the machine.
     devices: how many it has.
     chip: what each is.
     memory: of each, bytes.
     images: images of a batch on each.
     programs: "step", "steps" (of a set on the device) and "evaluation".
-    paddings: of each layer with channels.
+    paddings: of each layer with channels, on a TPU.
   """
 
   topology: str
@@ -141,18 +130,19 @@ def compile(
   topology: str,
   programs: Sequence[str] = ("step", "steps", "evaluation"),
 ) -> Compiled:
-  """Compiles a config's own programs for a slice; only a set of one's own is read.
+  """Compiles a config's own programs for a machine; only a set of one's own is read.
 
   Args:
     config: complete.
-    topology: such as "v5e:2x4".
+    topology: a TPU slice such as "v5e:2x4", or GPUs such as "h200:1".
     programs: which ones.
 
   Raises:
-    UsageError: the config, the slice, or a batch that its devices cannot share.
+    UsageError: the config, the machine, or a batch that its devices cannot share.
   """
   config_lib.check(config)
-  devices = sharding.topology(topology)
+  target = targets.target(topology)
+  devices = target.devices
   sharding.check_batch_size(config.train.batch_size, len(devices))
   sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
   lowered = _lowered(config, sizes, sharding.mesh(devices))
@@ -162,25 +152,25 @@ def compile(
     topology,
     len(devices),
     devices[0].device_kind,
-    _MEMORY[topology.partition(":")[0]],
+    target.memory,
     images,
     tuple(
-      _program(name, lowered[name], (images, sizes.train, sizes.test))
+      _program(name, *lowered[name], target.kind, (images, sizes.train, sizes.test))
       for name in programs
       if name in lowered
     ),
     tuple(
       Padding(r.name, r.size[2], -(-r.size[2] // _LANES) * _LANES)
       for r in architectures.trace(table, parts.image(config))
-      if isinstance(r.layer, architectures.Conv | architectures.Dense)
+      if target.kind == "tpu" and isinstance(r.layer, architectures.Conv | architectures.Dense)
     ),
   )
 
 
 def _lowered(
   config: ml_collections.ConfigDict, sizes: datasets.Sizes, mesh: Mesh
-) -> dict[str, Callable[[], jax.stages.Lowered]]:
-  """The run's programs, each traced for a mesh when it is asked for.
+) -> dict[str, tuple[int, Callable[[], jax.stages.Lowered]]]:
+  """The run's programs, each with the steps that it repeats, and traced for a mesh when called.
 
   A set that is streamed is not on the devices: a step is given its batch, one at a time.
   """
@@ -206,26 +196,37 @@ def _lowered(
   data = placed(step_lib.Stored(rows, zeros((examples,)), image))
   state = placed(jax.eval_shape(lambda: step_lib.init(recipe, image[2])))
   totals = placed(jax.eval_shape(step_lib.Totals.zero))
-  order, count = placed((zeros((examples,)), zeros()))
+  order, count = placed(zeros((examples,))), parts.steps_a_call(config, examples)
 
   n = config.train.batch_size
   batch = step_lib.Images(zeros((n, *image), kind), zeros((n,)))
   batch = placed(batch, sharding.split(mesh))
   evaluation = {
-    "evaluation": lambda: step_lib.predict.lower(
-      recipe.net, recipe.size, state.variables, batch.images
+    "evaluation": (
+      1,
+      lambda: step_lib.predict.lower(recipe.net, recipe.size, state.variables, batch.images),
     )
   }
   if sizes.varies:
-    return {"step": lambda: step_lib.train_batch.lower(recipe, state, totals, batch), **evaluation}
+    step = lambda: step_lib.train_batch.lower(recipe, state, totals, batch)  # noqa: E731
+    return {"step": (1, step), **evaluation}
   return {
-    "step": lambda: step_lib.train_step.lower(recipe, state, totals, data, order),
-    "steps": lambda: step_lib.train_steps.lower(recipe, state, totals, data, order, count),
+    "step": (1, lambda: step_lib.train_step.lower(recipe, state, totals, data, order)),
+    "steps": (
+      step_lib.unrolled(count),
+      lambda: step_lib.train_steps.lower(recipe, state, totals, data, order, count),
+    ),
     **evaluation,
   }
 
 
-def _program(name: str, lower: Callable[[], jax.stages.Lowered], rows: tuple[int, ...]) -> Program:
+def _program(
+  name: str,
+  steps: int,
+  lower: Callable[[], jax.stages.Lowered],
+  kind: str,
+  rows: tuple[int, ...],
+) -> Program:
   # A program of another machine is not kept: the seconds are the compiler's.
   jax.config.update("jax_enable_compilation_cache", False)
   start = time.perf_counter()
@@ -234,83 +235,42 @@ def _program(name: str, lower: Callable[[], jax.stages.Lowered], rows: tuple[int
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    return Program(name, refused=str(error).partition("\n")[0])
+    return Program(name, steps, refused=str(error).partition("\n")[0])
   finally:
     jax.config.update("jax_enable_compilation_cache", True)
   seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
-  operations = list(_operations(compiled.as_text()))
+  text = compiled.as_text()
+  operations = list(hlo.operations(text))
   products = [x for x in operations if x.kind in ("convolution", "dot")]
+  rounds = ("bf16[", "f32[") if kind == "tpu" else ("bf16[",)
   return Program(
     name,
+    steps,
     memory.argument_size_in_bytes,
     memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
     memory.generated_code_size_in_bytes,
-    compiled.cost_analysis()["flops"],
+    (compiled.cost_analysis() or {}).get("flops", 0.0),
     tuple(x for x in operations if _EXCHANGE.fullmatch(x.kind)),
+    *((hlo.kernels(operations), hlo.asking(text)) if kind == "gpu" else (0, 0)),
     len(products),
+    sum(x.activation == "relu" for x in products),
     sum(any(s.startswith("f32") for s in x.shapes) for x in products),
-    tuple(x for x in products if x.precision or not all(map(_IN_BFLOAT16.match, x.shapes))),
+    tuple(x for x in products if x.precision or not all(s.startswith(rounds) for s in x.shapes)),
     tuple(x for x in operations if x.kind in ("copy", "transpose") and _is_of_images(x, rows)),
     seconds,
   )
 
 
-def _is_of_images(copy: Operation, rows: tuple[int, ...]) -> bool:
+def _is_of_images(copy: hlo.Operation, rows: tuple[int, ...]) -> bool:
   """Whether an array has an image in each of so many rows: those on a device, or a whole set."""
-  shape = [int(n) for n in _ARRAY.match(copy.shapes[0])[2].split(",") if n]
+  shape = hlo.sides(copy.shapes[0])
   return len(shape) > 1 and math.prod(shape[1:]) >= _LANES and shape[0] in rows
 
 
 _EXCHANGE = re.compile(
   "(all-reduce|all-gather|all-to-all|reduce-scatter|ragged-all-to-all|collective-\\w+)(-start)?"
 )
-_ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\]")
-_IN_BFLOAT16 = re.compile("(bf16|f32)\\[")
-_NAMED = re.compile(r"^\s*(?:ROOT )?%?([\w.-]+) = (.*)$")
-_OPCODE = re.compile(r"(?:^|\s)([a-z][a-z0-9-]*)\(")
-_KEEPS_ORDER = re.compile(r"dimensions=\{0(,1(,2(,3(,4)?)?)?)?\}")
-_PRECISION = re.compile(r"operand_precision=\{([^}]*)\}")
-_SOURCE = re.compile(r'op_name="([^"]*)"')
-
-
-def _operations(text: str) -> Iterator[Operation]:
-  """The instructions of a compiled program, from its text."""
-  lines = [m.groups() for m in map(_NAMED.match, text.splitlines()) if m]
-  found = [(name, _OPCODE.search(rest), rest) for name, rest in lines]
-  types = {name: rest[: opcode.start()] for name, opcode, rest in found if opcode}
-  for _, opcode, rest in found:
-    if not opcode:
-      continue
-    given = re.findall(r"%([\w.-]+)", rest[opcode.end() : _closing(rest, opcode.end())])
-    arrays = [a for name in given for a in _ARRAY.finditer(types.get(name, ""))]
-    if opcode[1] == "transpose" and _KEEPS_ORDER.search(rest):
-      continue
-    source, precision = _SOURCE.search(rest), _PRECISION.search(rest)
-    yield Operation(
-      opcode[1],
-      tuple(a[0] for a in arrays),
-      sum(_size(a) for a in arrays),
-      source[1] if source else "",
-      precision[1] if precision else "",
-    )
-
-
-def _closing(text: str, start: int) -> int:
-  """Where the parenthesis that was opened just before `start` is closed."""
-  depth = 1
-  for i in range(start, len(text)):
-    depth += {"(": 1, ")": -1}.get(text[i], 0)
-    if depth == 0:
-      return i
-  return len(text)
-
-
-def _size(array: re.Match[str]) -> int:
-  """Bytes of an array of HLO, such as f32[3,3,96,96]."""
-  bits = re.search(r"\d+", array[1])
-  count = math.prod(int(n) for n in array[2].split(",") if n)
-  return count * max(int(bits[0]) // 8, 1) if bits else count
 
 
 def report(compiled: Compiled) -> str:
@@ -322,36 +282,44 @@ def report(compiled: Compiled) -> str:
     ("  temporaries", lambda p: _bytes(p.temporaries)),
     ("  program", lambda p: _bytes(p.code)),
     (f"  in all, of {_bytes(c.memory)}", lambda p: _bytes(p.memory)),
-    ("FLOPs a step", lambda p: f"{p.flops / 1e9:.2f} G"),
+    ("FLOPs a step", lambda p: f"{p.flops / p.steps / 1e9:.2f} G" if p.flops else ""),
     ("reduced across devices", lambda p: _bytes(p.exchanged)),
-    ("  in operations", lambda p: str(len(p.exchanges))),
-    ("convolutions", lambda p: str(p.convolutions)),
-    ("  given float32", lambda p: str(p.given_float32)),
-    ("  outside bfloat16", lambda p: str(len(p.not_bfloat16))),
-    ("copies of activations", lambda p: str(len(p.copies))),
+    ("  in operations", lambda p: f"{len(p.exchanges) / p.steps:g}"),
+    ("kernels a step", lambda p: f"{p.kernels / p.steps:g}" if p.kernels else ""),
+    ("  loops that ask the host", lambda p: str(p.asking) if p.kernels else ""),
+    ("convolutions", lambda p: f"{p.convolutions / p.steps:g}"),
+    ("  with their ReLU", lambda p: f"{p.with_relu / p.steps:g}" if p.kernels else ""),
+    ("  given float32", lambda p: f"{p.given_float32 / p.steps:g}"),
+    ("  outside bfloat16", lambda p: f"{len(p.not_bfloat16) / p.steps:g}"),
+    ("copies of activations", lambda p: f"{len(p.copies) / p.steps:g}"),
     ("compiled in", lambda p: f"{p.seconds:.1f} s"),
   ]
   cells = [("", *(p.name for p in c.programs))]
   cells += [(name, *("-" if p.refused else f(p) for p in c.programs)) for name, f in rows]
+  cells = [row for row in cells if any(row[1:]) or row[0] == "a device holds"]
   widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
   lines = [f"{c.topology}: {c.devices} x {c.chip}, {c.images} images on each", ""]
   for row in cells:
     aligned = [x.rjust(n) if i else x.ljust(n) for i, (x, n) in enumerate(zip(row, widths))]
     lines.append("  ".join(aligned).rstrip())
-  lines.append("")
+  told = []
   for p in c.programs:
     if p.refused:
-      lines.append(f"{p.name} does not fit: {p.refused}")
-    lines += [f"{p.name}: {_told(x)}" for x in (*p.exchanges, *p.not_bfloat16, *p.copies)]
-  lines += ["", "channels in rows of 128, and the share that is filling"]
-  lines += [f"  {x.layer:8} {x.channels:5} of {x.lanes:5}  {x.waste:6.1%}" for x in c.paddings]
-  if c.images % _SUBLANES:
+      told.append(f"{p.name} does not fit: {p.refused}")
+    # That a float32 net multiplies in float32 on a GPU, the table has said.
+    odd = p.not_bfloat16 if len(p.not_bfloat16) < p.convolutions else ()
+    told += [f"{p.name}: {_told(x)}" for x in (*p.exchanges, *odd, *p.copies)]
+  lines += ["", *told] if told else []
+  if c.paddings:
+    lines += ["", "channels in rows of 128, and the share that is filling"]
+    lines += [f"  {x.layer:8} {x.channels:5} of {x.lanes:5}  {x.waste:6.1%}" for x in c.paddings]
+  if c.paddings and c.images % _SUBLANES:
     lines.append(f"  images   {c.images:5}: rows come in eights, so that some are filling too")
   lines += ["", "It fits." if c.fits else "It does not fit."]
   return "\n".join(lines)
 
 
-def _told(x: Operation) -> str:
+def _told(x: hlo.Operation) -> str:
   shapes = ", ".join(x.shapes[:2]) + (f" and {len(x.shapes) - 2} more" if len(x.shapes) > 2 else "")
   return f"{x.kind} of {shapes}: {_bytes(x.bytes)}, from {x.source or 'the compiler'}"
 

@@ -18,6 +18,7 @@ from jaxtyping import Array, Float
 from allcnn_jax.errors import unknown
 from allcnn_jax.nets import architectures
 from allcnn_jax.nets.pooling import pool as pool_layer
+from allcnn_jax.nets.relu import rectify
 
 # Which one the All-CNN paper used is not stated. The first three scale the variance of a weight
 # by its fan-in: 1, 1 (uniform, Caffe's "xavier") and 2. Biases start at zero.
@@ -44,7 +45,7 @@ class ConvNet(nn.Module):
   table: architectures.Table
   conv: Callable[..., Any] = nn.Conv
   dense: Callable[..., Any] = nn.Dense
-  act: Callable[[jax.Array], jax.Array] = jax.nn.relu
+  act: Callable[[jax.Array], jax.Array] = rectify
   kernel_init: Callable[..., Any] = INITIALIZERS["he_normal"]
   dtype: Any = jnp.float32
 
@@ -132,7 +133,5 @@ def create(
   architecture = architectures.resolve(name, num_classes, **choices)
   if init not in INITIALIZERS:
     raise unknown("initializer", init, INITIALIZERS)
-  act = jax.nn.relu
-  if architecture.leak:
-    act = functools.partial(jax.nn.leaky_relu, negative_slope=architecture.leak)
+  act = functools.partial(rectify, leak=architecture.leak) if architecture.leak else rectify
   return ConvNet(architecture.table, act=act, kernel_init=INITIALIZERS[init], dtype=dtype)

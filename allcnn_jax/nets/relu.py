@@ -21,6 +21,28 @@ from allcnn_jax.errors import UsageError, unknown
 RULES = ("backprop", "deconvnet", "guided")
 
 
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def rectify(x: Float[Array, "..."], leak: float = 0.0) -> Float[Array, "..."]:
+  """max(x, 0), or x below zero times `leak`.
+
+  Its derivative is read off what comes out. So nothing asks again for what goes in, and a GPU's
+  compiler makes the ReLU part of the convolution before it.
+  """
+  return jnp.where(x >= 0, x, leak * x) if leak else jnp.maximum(x, 0)
+
+
+@rectify.defjvp
+def _derivative(leak, primals, tangents):
+  y = rectify(*primals, leak)
+  return y, jnp.where(_is_on(y, leak), *tangents, leak * tangents[0] if leak else 0.0)
+
+
+def _is_on(y, leak):
+  # At zero itself the derivative is JAX's: 0 for a ReLU, 1 for a leaky one. Asked whether y > 0,
+  # XLA would look at what went in after all.
+  return y >= 0 if leak else y != 0
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def relu(x: Float[Array, "..."], rule: str, leak: float = 0.0) -> Float[Array, "..."]:
   """max(x, 0), or x below zero times `leak`; the same function under every rule.
@@ -35,14 +57,13 @@ def relu(x: Float[Array, "..."], rule: str, leak: float = 0.0) -> Float[Array, "
   """
   if rule not in RULES:
     raise unknown("ReLU rule", rule, RULES)
-  return jax.nn.leaky_relu(x, leak) if leak else jax.nn.relu(x)
+  return rectify(x, leak)
 
 
 def _forward(x: Float[Array, "..."], rule: str, leak: float):
-  # One bit's worth a value, and nothing at all for the deconvnet: it asks about R only. At
-  # zero itself the derivative is JAX's: 0 for a ReLU, 1 for a leaky one.
-  on = None if rule == "deconvnet" else (x >= 0 if leak else x > 0)
-  return relu(x, rule, leak), on
+  # One bit's worth a value, and nothing at all for the deconvnet: it asks about R only.
+  y = rectify(x, leak)
+  return y, None if rule == "deconvnet" else _is_on(y, leak)
 
 
 def _backward(rule: str, leak: float, on: Bool[Array, "..."] | None, r: Float[Array, "..."]):

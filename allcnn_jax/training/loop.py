@@ -137,8 +137,9 @@ class _Run:
     report = self._reporter(step)
     rate = optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
     totals, scores = step_lib.Totals.zero(), None
+    periods = parts.periods(self.config, self.examples)
     measures = self.config.alignment.every_steps > 0
-    self.train_images.start(self.recipe, step)
+    self.train_images.start(self.recipe, step, parts.steps_a_call(self.config, self.examples, step))
     with (
       contextlib.closing(report),
       contextlib.closing(self.checkpoints),
@@ -147,13 +148,12 @@ class _Run:
       if measures and step == 0:
         self._measure(report, step)
       while step < self.total:
-        limit = self._next_due(step) - step
-        self.state, totals, step = self.train_images.advance(self.state, totals, step, limit)
+        self.state, totals, step = self.train_images.advance(self.state, totals, step)
         report.advance(step)
         report.damaged(step, "train", self.train_images.damaged())
 
         stop = self.asked_to_stop()
-        log, look, save, measure = (self._due(step, every) for every in self._periods())
+        log, look, save, measure = (step % every == 0 or step == self.total for every in periods)
         measure = measure and measures
         if (log or look or save or measure or stop) and int(totals.bad_step) >= 0:
           return self._diverged(report, int(totals.bad_step))
@@ -189,23 +189,6 @@ class _Run:
     return Reporter(
       self.workdir, step, self.total, self.steps_per_epoch, self.config.train.batch_size
     )
-
-  def _periods(self) -> tuple[int, int, int, int]:
-    """Steps between logs, evaluations, checkpoints and measurements of alignment."""
-    c = self.config
-    return (
-      c.log.every_steps,
-      c.evaluate.every_steps or self.steps_per_epoch,
-      c.checkpoint.every_steps or self.steps_per_epoch,
-      c.alignment.every_steps or self.total,
-    )
-
-  def _due(self, step: int, every: int) -> bool:
-    return step % every == 0 or step == self.total
-
-  def _next_due(self, step: int) -> int:
-    """The first step after this one at which something is due."""
-    return min(self.total, *(step - step % every + every for every in self._periods()))
 
   def _evaluate(self, report: Reporter, step: int) -> evaluate.Scores:
     scores = evaluate.evaluate(

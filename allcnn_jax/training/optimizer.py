@@ -1,6 +1,7 @@
 """A config's optimizer as an optax chain that reads like the paper's sentence."""
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import optax
 
@@ -30,7 +31,7 @@ def create(
   decay = optax.add_decayed_weights(
     config.weight_decay, mask=None if config.decay_bias else _kernels
   )
-  clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  clip = _clip(config.clip_norm) if config.clip_norm else optax.identity()
   momentum = optax.trace(config.momentum, nesterov=config.nesterov)
   descend = optax.scale_by_learning_rate(rate)
   if config.name == "adam":
@@ -56,6 +57,20 @@ def schedule(
     return optax.join_schedules([up, down], [top])
   drops = {round(epoch * steps_per_epoch): 1 / config.drop_factor for epoch in config.drops}
   return optax.piecewise_constant_schedule(config.learning_rate, drops)
+
+
+def _clip(largest: float) -> optax.GradientTransformation:
+  """`optax.clip_by_global_norm`, whose norm takes a GPU two kernels, not one or two for each array.
+
+  The arrays stand behind one another, their features first, as a GPU's convolutions give them.
+  """
+
+  def scale(gradient):
+    arrays = [jnp.moveaxis(jnp.atleast_1d(x), -1, 0).ravel() for x in jax.tree.leaves(gradient)]
+    norm = jnp.linalg.norm(jnp.concatenate(arrays))
+    return jax.tree.map(lambda x: jnp.where(norm > largest, x * (largest / norm), x), gradient)
+
+  return optax.stateless(lambda gradient, _: scale(gradient))
 
 
 def _kernels(params):

@@ -1,5 +1,6 @@
 """A config -> the parts of its run: images, network, step."""
 
+import math
 from typing import Any
 
 import jax.numpy as jnp
@@ -103,6 +104,30 @@ def steps(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int]:
       f"train.batch_size={batch} is more than the {examples} training images of {config.dataset.name}."
     )
   return examples // batch, config.train.steps or config.train.epochs * (examples // batch)
+
+
+def periods(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int, int, int]:
+  """Steps between logs, evaluations, checkpoints and measurements of alignment."""
+  per_epoch, total = steps(config, examples)
+  return (
+    config.log.every_steps,
+    config.evaluate.every_steps or per_epoch,
+    config.checkpoint.every_steps or per_epoch,
+    config.alignment.every_steps or total,
+  )
+
+
+def steps_a_call(config: ml_collections.ConfigDict, examples: int, start: int = 0) -> int:
+  """As many steps as fit a whole number of times between any two moments when something is due.
+
+  An accelerator does so many in one call, which is compiled for that number.
+
+  Args:
+    config: complete.
+    examples: training images.
+    start: the step that a run goes on from.
+  """
+  return math.gcd(start, *steps(config, examples), *periods(config, examples))
 
 
 def eval_split(config: ml_collections.ConfigDict) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
-from jax.experimental import multihost_utils, topologies
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
@@ -154,49 +154,3 @@ def from_process(rows: PyTree) -> PyTree:
 @functools.cache
 def _spreader(mesh: Mesh) -> Callable[[PyTree], PyTree]:
   return jax.jit(lambda tree: tree, out_shardings=split(mesh))
-
-
-# Slices by chip, as they are rented; `topology` takes other shapes of these chips too.
-SLICES = {
-  "v5e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-  "v6e": ("1x1", "2x2", "2x4", "4x4", "4x8", "8x8", "8x16", "16x16"),
-  "v5p": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8", "8x8x16"),
-  "v4": ("2x2x1", "2x2x2", "2x2x4", "2x4x4", "4x4x4", "4x4x8", "4x8x8", "8x8x8"),
-}
-
-_NO_TPU_HERE = {
-  "TPU_SKIP_MDS_QUERY": "1",
-  "TPU_ACCELERATOR_TYPE": "v5e-8",
-  "TPU_WORKER_HOSTNAMES": "localhost",
-  "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # one process a TPU, but there is none to quarrel over
-}
-
-
-def topology(name: str) -> list[Any]:
-  """The devices of a TPU slice that need not be here: enough to compile for, by libtpu.
-
-  Args:
-    name: CHIP:SHAPE, such as v5e:2x4.
-
-  Raises:
-    UsageError: there is no such slice, or libtpu is not installed.
-  """
-  chip, _, shape = name.partition(":")
-  try:
-    if chip not in SLICES:
-      raise ValueError(chip)
-    # libtpu would ask a network for the TPU that it thinks it sits on.
-    for key, value in _NO_TPU_HERE.items():
-      os.environ.setdefault(key, value)
-    # A host has four chips; a slice of one chip is a part of a host.
-    part = {"chips_per_host_bounds": (1, 1, 1)} if shape == "1x1" else {}
-    return topologies.get_topology_desc(name, platform="tpu", **part).devices
-  except (ValueError, RuntimeError) as error:
-    if "not installed" in str(error):
-      raise UsageError(
-        'The compiler for TPUs is not installed: pip install -U "jax[tpu]". It needs no TPU.'
-      ) from None
-    if isinstance(error, jax.errors.JaxRuntimeError) and "INVALID_ARGUMENT" not in str(error):
-      raise
-    known = ", ".join(f"{chip}:{shape}" for chip, shapes in SLICES.items() for shape in shapes)
-    raise UsageError(f"Unknown topology {name!r}. Known: {known}.") from None

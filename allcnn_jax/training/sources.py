@@ -5,7 +5,6 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, UInt8
@@ -35,7 +34,7 @@ class Source(Protocol):
   """One split.
 
   `sample` gives raw images to fit a preprocessor to, and `prepare` takes it; then come the rest.
-  `start` makes ready for training from a step on, `advance` trains up to `limit` steps at most,
+  `start` makes ready for training from a step on, so many steps a call at most; `advance` trains,
   `first` gives the first images, unaugmented, `evaluation` each image once, `damaged` the names of
   the records that could not be read since it was last asked.
 
@@ -49,9 +48,9 @@ class Source(Protocol):
 
   def sample(self) -> UInt8[np.ndarray, "n h w c"]: ...
   def prepare(self, preprocessor: preprocessing.Preprocessor) -> None: ...
-  def start(self, recipe: step_lib.Recipe, step: int) -> None: ...
+  def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None: ...
   def advance(
-    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int, limit: int
+    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]: ...
   def first(self, n: int) -> step_lib.Images: ...
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]: ...
@@ -96,28 +95,26 @@ class Resident:
     self._data = sharding.replicate(step_lib.Stored.of(images, self._raw.labels))
     self._raw = None
 
-  def start(self, recipe: step_lib.Recipe, step: int) -> None:
-    self._recipe = recipe
+  def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
+    self._recipe, self._steps_a_call = recipe, steps_a_call
     self._order = functools.lru_cache(1)(
       functools.partial(step_lib.epoch_order, recipe.seed, n=self.examples)
     )
 
   def advance(
-    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int, limit: int
+    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
-    """One step, or on an accelerator all of them up to the limit or the end of the epoch.
+    """One step, or on an accelerator as many as a call has; none goes beyond its epoch.
 
     XLA's CPU backend runs a convolution inside a loop many times slower than outside it.
     """
-    per_epoch = self.examples // self._recipe.batch_size
-    epoch = step // per_epoch
+    epoch = step // (self.examples // self._recipe.batch_size)
     given = (self._recipe, state, totals, self._data, self._order(epoch))
     if jax.default_backend() == "cpu":
       state, totals = step_lib.train_step(*given)
       return state, jax.block_until_ready(totals), step + 1  # a queue would delay a stop
-    count = min(limit, (epoch + 1) * per_epoch - step)
-    state, totals = step_lib.train_steps(*given, jnp.int32(count))
-    return state, totals, step + count
+    state, totals = step_lib.train_steps(*given, self._steps_a_call)
+    return state, totals, step + self._steps_a_call
 
   def first(self, n: int) -> step_lib.Images:
     batch = self._data.take(slice(n))
@@ -175,7 +172,7 @@ class Streamed:
   def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
     self._apply = jax.jit(preprocessor.apply)
 
-  def start(self, recipe: step_lib.Recipe, step: int) -> None:
+  def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
     self._recipe = recipe
     self._batches = self._stream.training(
       self._random,
@@ -187,7 +184,7 @@ class Streamed:
     )
 
   def advance(
-    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int, limit: int
+    self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
     """One step; the next batch travels to the device meanwhile."""
     batch = self._ahead or self._next()
