@@ -1,11 +1,11 @@
-"""The training convolution against JAX's own, and where its products are used."""
+"""The training convolution against JAX's own, and where minimal filtering is used."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from allcnn_jax.nets import convolution, model
+from allcnn_jax.nets import convolution, model, winograd
 
 CASES = {
   "padded": ((6, 8, 8, 3), (3, 3, 3, 32), (1, 1), ((1, 1), (1, 1))),
@@ -14,6 +14,14 @@ CASES = {
   "pointwise": ((5, 4, 4, 8), (1, 1, 8, 10), (1, 1), ((0, 0), (0, 0))),
   "few features": ((4, 8, 8, 3), (5, 5, 3, 8), (1, 1), ((2, 2), (2, 2))),
   "stride beyond the window": ((4, 9, 9, 3), (2, 2, 3, 16), (3, 3), ((0, 0), (0, 0))),
+  "many features": ((6, 8, 8, 32), (3, 3, 32, 40), (1, 1), ((1, 1), (1, 1))),
+  "many features, unpadded": ((5, 8, 9, 32), (3, 3, 32, 32), (1, 1), ((0, 0), (0, 0))),
+  "many features, odd": ((3, 11, 6, 33), (3, 3, 33, 32), (1, 1), ((2, 0), (1, 1))),
+  "many features, strided": ((6, 9, 8, 32), (3, 3, 32, 32), (2, 2), ((1, 1), (0, 1))),
+  "many features, 5x5": ((2, 9, 9, 32), (5, 5, 32, 32), (1, 1), ((2, 2), (2, 2))),
+  "many features, 5x5, strided": ((2, 12, 12, 32), (5, 5, 32, 32), (2, 2), ((2, 2), (2, 2))),
+  "many features, 2x2": ((4, 9, 9, 32), (2, 2, 32, 32), (1, 1), ((0, 0), (0, 0))),
+  "many features, one output": ((2, 3, 3, 32), (3, 3, 32, 32), (2, 2), ((0, 0), (0, 0))),
 }
 
 
@@ -38,30 +46,42 @@ def test_it_is_jaxs_convolution_and_so_are_its_gradients(case, key):
 
 @pytest.mark.parametrize("cache", [1, 1 << 30])
 def test_how_many_images_are_taken_at_a_time_does_not_matter(cache, key, monkeypatch):
-  usual = _gradients(convolution.convolve, "padded", key)
-  monkeypatch.setattr(convolution, "_CACHE", cache)
-  for ours, theirs in zip(_gradients(convolution.convolve, "padded", key), usual):
+  usual = _gradients(convolution.convolve, "many features", key)
+  monkeypatch.setattr(winograd, "_CACHE", cache)
+  for ours, theirs in zip(_gradients(convolution.convolve, "many features", key), usual):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
-def test_a_patch_is_what_an_output_sees(key):
-  x, kernel, strides, padding = CASES["strided"]
-  x, kernel = jax.random.normal(key, x), jax.random.normal(key, kernel)
-  seen = convolution.patches(x, kernel.shape[:2], strides, padding)
-  ours = seen @ kernel.reshape(-1, kernel.shape[3])
-  theirs = convolution.convolve(x, kernel, strides, padding)
-  np.testing.assert_allclose(ours, theirs, atol=1e-4)
+@pytest.mark.parametrize(("m", "r"), [(2, 2), (2, 3), (4, 3), (3, 1), (2, 5)])
+def test_minimal_filters_are_correlations(m, r):
+  random = np.random.default_rng(0)
+  x, g = random.normal(size=m + r - 1), random.normal(size=r)
+  bt, to_g, at = winograd.minimal(m, r)
+  np.testing.assert_allclose(at @ ((to_g @ g) * (bt @ x)), np.correlate(x, g, "valid"), rtol=1e-9)
 
 
-def _program(platform, key):
-  net = model.create("all_cnn_c", 10, width=0.25).clone(conv=convolution.Conv)
-  images = jnp.zeros((4, 32, 32, 3))
-  variables = net.init(key, images)
-  step = jax.jit(jax.grad(lambda v: net.apply(v, images).sum()))
-  return step.trace(variables).lower(lowering_platforms=(platform,)).as_text()
+def test_tiles_are_as_large_as_the_map_lets_them_be():
+  assert winograd._tile((32, 32), 3, 1) == 4
+  assert winograd._tile((6, 6), 3, 1) == 3
+  assert winograd._tile((2, 2), 3, 1) == 2
+  assert winograd._tile((32, 32), 5, 1) == 2
 
 
-def test_only_a_cpu_sums_products(key):
-  assert "stablehlo.while" in _program("cpu", key)
-  for platform in ("tpu", "cuda"):
-    assert "stablehlo.while" not in _program(platform, key)
+@pytest.mark.parametrize(("case", "filters"), [("many features", True), ("few features", False)])
+def test_only_a_cpu_filters_and_only_many_features(case, filters):
+  *shapes, strides, padding = CASES[case]
+
+  def total(x, kernel):
+    return convolution.convolve(x, kernel, strides, padding).sum()
+
+  traced = jax.jit(jax.grad(total, (0, 1))).trace(*map(jnp.zeros, shapes))
+  for platform in ("cpu", "tpu", "cuda"):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert ("stablehlo.while" in text) == (filters and platform == "cpu")
+
+
+def test_the_training_net_convolves_so():
+  net = model.create("all_cnn_c", 10, width=0.34).clone(conv=convolution.Conv)
+  images = jnp.zeros((2, 32, 32, 3))
+  variables = jax.eval_shape(net.init, jax.random.key(0), images)
+  assert "custom_vjp" in str(jax.make_jaxpr(net.apply)(variables, images))
