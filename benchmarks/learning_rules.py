@@ -2,9 +2,9 @@
 
   python -m benchmarks.learning_rules --config=fa_mnist --batch_size=128
 
-Steps of all rules alternate, so that whatever else the machine does falls on all of them alike; a
-ratio is the median over rounds of (the rule's step / backpropagation's step of the same round).
-Compile time is apart. `measure` is one measurement of alignment, as a ratio to the same step.
+Steps of a rule and of backpropagation alternate, so that whatever else the machine does falls on both
+alike; a ratio is the median over rounds of (the rule's step / backpropagation's step of the same
+round). Compile time is apart. `measure` is one measurement of alignment, as a ratio to the same step.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from configs import feedback_alignment
 
 
 def prepare(name, rule, batch_size):
-  """(a function that does one step, what it measures), both compiled."""
+  """(a function that does one step, one that measures alignment); the step's program goes with it."""
   config = config_lib.complete(feedback_alignment.get_config(f"{name},{rule}"))
   config.train.batch_size = batch_size
   recipe = parts.recipe(config, 10, batch_size)
@@ -32,9 +32,10 @@ def prepare(name, rule, batch_size):
   images = jax.random.normal(jax.random.key(0), (batch_size, *image))
   data = step_lib.Stored.of(images, jnp.arange(batch_size, dtype=jnp.int32) % 10)
   order, carry = jnp.arange(batch_size), [step_lib.init(recipe, image[2]), step_lib.Totals.zero()]
+  compiled = step_lib.train_step.lower(recipe, *carry, data, order).compile()
 
   def step():
-    carry[:] = step_lib.train_step(recipe, *carry, data, order)
+    carry[:] = compiled(*carry, data, order)
     jax.block_until_ready(carry[1])
 
   def measure():
@@ -49,6 +50,17 @@ def seconds(f):
   return time.perf_counter() - start
 
 
+def compared(name, f, bp, rounds):
+  """What `f` takes beside a step of backpropagation; both are called once before."""
+  seconds(bp), seconds(f)
+  pairs = [(seconds(f), seconds(bp)) for _ in range(rounds)]
+  ratios = sorted(a / b for a, b in pairs)
+  low, high = ratios[rounds // 4], ratios[-1 - rounds // 4]
+  ratio, taken = statistics.median(ratios), 1000 * statistics.median(a for a, _ in pairs)
+  print(f"{name:18} {taken:8.1f} ms   x {ratio:.3f}   ({low:.3f} to {high:.3f})", flush=True)
+  return {"ratio": ratio, "quartiles": [low, high], "milliseconds": taken}
+
+
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument(
@@ -60,35 +72,16 @@ def main():
   parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
   flags = parser.parse_args()
 
-  timed = {}
+  found, (bp, _) = {}, prepare(flags.config, "bp", flags.batch_size)
   for rule in dict.fromkeys(("bp", *flags.rules)):
     try:
       step, measure = prepare(flags.config, rule, flags.batch_size)
     except UsageError as error:
       print(f"{rule}: {error}")
       continue
-    print(f"{rule}: {seconds(step):.1f} s to compile", flush=True)
-    timed[rule] = step
+    found[rule] = compared(rule, step, bp, flags.rounds)
     if rule == "fa":
-      measure()
-      timed["measure (fa)"] = measure
-  rounds = []
-  for _ in range(flags.rounds):
-    rounds.append({name: seconds(f) for name, f in timed.items()})
-
-  found = {}
-  for name in timed:
-    ratios = sorted(r[name] / r["bp"] for r in rounds)
-    quarter = len(ratios) // 4
-    found[name] = {
-      "ratio": statistics.median(ratios),
-      "quartiles": [ratios[quarter], ratios[-1 - quarter]],
-      "milliseconds": 1000 * statistics.median(r[name] for r in rounds),
-    }
-    low, high = found[name]["quartiles"]
-    print(
-      f"{name:18} {found[name]['milliseconds']:8.1f} ms   x {found[name]['ratio']:.3f}   ({low:.3f} to {high:.3f})"
-    )
+      found["measure (fa)"] = compared("measure (fa)", measure, bp, flags.rounds)
   if flags.output:
     about = {"network": flags.config, "batch_size": flags.batch_size, "rounds": flags.rounds}
     values = about | machine.machine() | {"steps": found}

@@ -130,6 +130,44 @@ def test_what_is_shared_is_stored_once_and_survives_its_source(tmp_path):
   assert (found.classes, found.examples) == (("a", "b"), 20)
 
 
+def test_the_same_images_are_fitted_to_once(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  images = np.random.default_rng(1).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+  fits, fit = [], preprocessing.fit
+  monkeypatch.setattr(preprocessing, "fit", lambda *x: fits.append(x[0]) or fit(*x))
+
+  def matrix(run, images=images, classes=("a", "b")):
+    preprocessing.fit_into(tmp_path / run, "gcn_zca", images, classes, len(images))
+    found = preprocessing.load("gcn_zca", tmp_path / run)
+    assert (found.classes, found.examples) == (classes, len(images))
+    return found.preprocessor.matrix
+
+  first = matrix("first")
+  np.testing.assert_array_equal(matrix("second"), first)
+  assert len(fits) == 1
+  assert not np.array_equal(matrix("others", images[::-1] // 2), first)
+  matrix("other names", classes=("a", "c"))
+  assert len(fits) == 3
+
+
+def test_a_damaged_or_forbidden_cache_is_no_obstacle(tmp_path, monkeypatch):
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  images = np.random.default_rng(1).integers(0, 256, (20, 4, 4, 3)).astype(np.uint8)
+  for run in ("first", "second"):
+    preprocessing.fit_into(tmp_path / run, "standardize", images, ("a",), 20)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+      path.unlink()  # its other name stays whole
+      path.write_bytes(b"nothing")
+  (tmp_path / "file").write_bytes(b"")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+  preprocessing.fit_into(tmp_path / "third", "standardize", images, ("a",), 20)
+  found = [
+    preprocessing.load("standardize", tmp_path / run) for run in ("first", "second", "third")
+  ]
+  for other in found[1:]:
+    np.testing.assert_array_equal(other.preprocessor.mean, found[0].preprocessor.mean)
+
+
 def test_what_is_shared_is_copied_where_files_have_one_name(tmp_path, monkeypatch):
   images = np.zeros((2, 4, 4, 3), np.uint8)
   fitted = preprocessing.Fitted(preprocessing.fit("standardize", images), ("a",), 2)

@@ -7,6 +7,7 @@ repeat. Everything is fitted once in float64; what is applied is float32.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -227,6 +228,50 @@ def save(fitted: Fitted, directory: epath.PathLike) -> None:
   files.write(directory / _ARRAYS, safetensors.numpy.save(arrays))
   facts = {"classes": fitted.classes, "examples": fitted.examples}
   files.write(directory / _FACTS, json.dumps(facts, indent=2).encode())
+
+
+def fit_into(
+  directory: epath.PathLike,
+  kind: str,
+  images: Raw,
+  classes: tuple[str, ...],
+  examples: int,
+  shared: epath.PathLike | None = None,
+) -> None:
+  """Fits a preprocessor and keeps it in a directory; one fitted to the same before serves again.
+
+  Args:
+    directory: where `save` writes.
+    kind: one of `KINDS`.
+    images: what to fit to.
+    classes: as `Fitted` has them.
+    examples: likewise.
+    shared: a directory for all who fit to the same; by default one in the user's cache.
+  """
+  shared = epath.Path(shared or _cached(kind, images, classes, examples))
+  if not _is_whole(kind, shared):
+    fitted = Fitted(fit(kind, images), classes, examples)
+    try:
+      save(fitted, shared)
+    except OSError:  # without a cache the next start takes longer
+      return save(fitted, directory)
+  return share(shared, directory)
+
+
+def _cached(kind: str, images: Raw, *facts: Any) -> epath.Path:
+  """The place of what this very file fits to these very images."""
+  digest = hashlib.sha256(epath.Path(__file__).read_bytes())
+  digest.update(f"{kind} {images.shape} {facts}".encode())
+  digest.update(np.ascontiguousarray(images))
+  return files.cache() / "fitted" / f"{kind}_{digest.hexdigest()[:16]}"
+
+
+def _is_whole(kind: str, directory: epath.PathLike) -> bool:
+  try:
+    load(kind, directory)
+  except UsageError:
+    return False
+  return True
 
 
 def share(source: epath.PathLike, directory: epath.PathLike) -> None:

@@ -56,7 +56,8 @@ def train(
   Args:
     config: complete, as `config.complete` returns it.
     workdir: the run's folder; made if it is not there.
-    shared: a folder where runs on the same images share what is fitted to them.
+    shared: a folder where runs on the same images share what is fitted to them; by default one in
+      the user's cache.
 
   Raises:
     UsageError: before anything is written, if the config, the data or the folder will not do.
@@ -122,12 +123,8 @@ class _Run:
   def _preprocessor(self, shared: epath.PathLike | None) -> preprocessing.Preprocessor:
     place, kind = parts.preprocessing_of(self.workdir), self.config.dataset.preprocessing
     if sharding.is_first() and not preprocessing.saved(place):
-      if shared is None or not preprocessing.saved(shared):
-        fitted = preprocessing.fit(kind, self.train_images.sample())
-        fitted = preprocessing.Fitted(fitted, self.train_images.classes, self.examples)
-        preprocessing.save(fitted, shared or place)
-      if shared is not None:
-        preprocessing.share(shared, place)
+      images, classes = self.train_images.sample(), self.train_images.classes
+      preprocessing.fit_into(place, kind, images, classes, self.examples, shared)
     sharding.wait_for_all("the folder is ready")
     return preprocessing.load(kind, place).preprocessor
 
