@@ -67,12 +67,11 @@ def test_wrong_use_within_a_job_stays_wrong_use(lost):
     raise UsageError("so")
 
 
-def test_arrays_are_replicated_and_spread_whole():
+def test_arrays_are_replicated_and_batches_divided():
   rows = np.arange(24.0).reshape(8 * jax.device_count(), -1)
-  for place, shape in (
-    (sharding.replicate, rows.shape),
-    (sharding.spread, (8, *rows.shape[1:])),
-  ):
-    put = place({"rows": rows})["rows"]
-    np.testing.assert_array_equal(put, rows)
-    assert put.addressable_shards[0].data.shape == shape
+  put = sharding.replicate({"rows": rows})["rows"]
+  np.testing.assert_array_equal(put, rows)
+  assert put.addressable_shards[0].data.shape == rows.shape
+  put = sharding.from_process({"rows": rows})["rows"]
+  np.testing.assert_array_equal(put, rows)
+  assert put.addressable_shards[0].data.shape == (8, *rows.shape[1:])

@@ -5,7 +5,6 @@ over them, and XLA sums the gradients.
 """
 
 import contextlib
-import functools
 import itertools
 import os
 import sys
@@ -140,17 +139,7 @@ def replicate(tree: PyTree) -> PyTree:
   return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, place, lambda i: x[i]), tree)
 
 
-def spread(tree: PyTree) -> PyTree:
-  """Arrays that every process has whole, divided by their first dimension among the devices."""
-  return _spreader(mesh())(tree)
-
-
 def from_process(rows: PyTree) -> PyTree:
   """The whole batch, of which this process holds its own `rows` alone, over the devices."""
   place = split(mesh())
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), rows)
-
-
-@functools.cache
-def _spreader(mesh: Mesh) -> Callable[[PyTree], PyTree]:
-  return jax.jit(lambda tree: tree, out_shardings=split(mesh))

@@ -1,12 +1,14 @@
 """A split as training and evaluation take it, behind one door: whole on the device, or streamed."""
 
 import functools
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from allcnn_jax.data import augmentation, datasets, preprocessing, stream
@@ -72,12 +74,22 @@ def open(config: ml_collections.ConfigDict, split: str, name: str | None = None)
 def batches(data: step_lib.Stored, batch_size: int) -> Iterator[Batch]:
   """Each image once; the last batch is filled up and the filling masked."""
   n = len(data.labels)
-  batch_size = sharding.round_up(min(batch_size, n))
-  for start in range(0, n, batch_size):
-    rows = np.arange(start, start + batch_size)
-    batch = data.take(np.minimum(rows, n - 1))
-    (images, labels), mask = sharding.spread((batch, rows < n))
+  size = sharding.round_up(min(batch_size, n))
+  cut = _cutter(sharding.mesh(), size)
+  for start in range(0, n, size):
+    (images, labels), mask = cut(data, np.int32(start))
     yield Batch([images], labels, mask)
+
+
+@functools.cache
+def _cutter(mesh: Mesh, size: int) -> Callable[..., Any]:
+  """Takes `size` images from a row on, in one call: a GPU has done a batch before ten have begun."""
+
+  def cut(data, start):
+    rows, n = start + jnp.arange(size), len(data.labels)
+    return data.take(jnp.minimum(rows, n - 1)), rows < n
+
+  return jax.jit(cut, out_shardings=sharding.split(mesh))
 
 
 class Resident:
