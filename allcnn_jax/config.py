@@ -191,6 +191,9 @@ KEYS: dict[str, Key] = {
   "checkpoint.every_steps": _integer(
     0, 0, "steps between checkpoints; 0: at the end of each epoch"
   ),
+  "checkpoint.least_seconds": _number(
+    0.0, "a checkpoint due within so many seconds of the last one is left out, but for the end's"
+  ),
   "checkpoint.keep": _integer(2, 1, "how many of the newest checkpoints are kept"),
   "log.every_steps": _integer(100, 1, "steps between lines of `metrics.jsonl`"),
 }
@@ -201,6 +204,7 @@ MAY_CHANGE = (
   "train.epochs",
   "log.every_steps",
   "checkpoint.every_steps",
+  "checkpoint.least_seconds",
   "checkpoint.keep",
   "stream.workers",
   "stream.damaged",

@@ -88,6 +88,18 @@ def test_no_call_goes_beyond_what_is_due(tiny, log, steps, start, expected):
   assert parts.steps_a_call(tiny, 96, start) == expected
 
 
+def test_a_checkpoint_soon_after_the_last_is_left_out_but_for_the_end(tiny, tmp_path):
+  tiny.train.steps, tiny.checkpoint.every_steps, tiny.checkpoint.keep = 10, 2, 9
+  loop.train(tiny, tmp_path / "all")
+  tiny.checkpoint.least_seconds = 1000.0
+  loop.train(tiny, tmp_path / "few")
+  kept = {
+    run: sorted(map(int, os.listdir(tmp_path / run / "checkpoints"))) for run in ("all", "few")
+  }
+  assert kept == {"all": [2, 4, 6, 8, 10], "few": [2, 10]}
+  same(weights(tmp_path / "all"), weights(tmp_path / "few"))
+
+
 def test_other_seeds_and_rates_give_other_weights(tiny, tmp_path):
   tiny.train.steps = 2
   loop.train(tiny, tmp_path / "a")

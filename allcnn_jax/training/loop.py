@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import signal
+import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -136,6 +137,7 @@ class _Run:
     totals, scores = step_lib.Totals.zero(), None
     periods = parts.periods(self.config, self.examples)
     measures = self.config.alignment.every_steps > 0
+    saved = -math.inf
     self.train_images.start(self.recipe, step, parts.steps_a_call(self.config, self.examples, step))
     with (
       contextlib.closing(report),
@@ -164,10 +166,12 @@ class _Run:
           scores = self._evaluate(report, step)
         if measure:
           self._measure(report, step)
+        save = save and (step == self.total or self._has_waited(saved))
         if save or stop:
           if not step_lib.all_finite(self.state.variables):
             return self._diverged(report, step)
           self.checkpoints.save(self.state)
+          saved = time.monotonic()
         if look or save or measure:
           report.restart_clock(step)
         if stop and step < self.total:
@@ -178,6 +182,11 @@ class _Run:
 
       scores = scores or self._evaluate(report, step)
       return self._finish(report, step, scores)
+
+  def _has_waited(self, saved: float) -> bool:
+    """Whether the last checkpoint is old enough for another; several processes never ask a clock."""
+    waits = self.config.checkpoint.least_seconds
+    return sharding.joined() or time.monotonic() - saved >= waits
 
   def _reporter(self, step: int) -> Reporter | Silent:
     """Of the first process, which writes for all."""
