@@ -192,7 +192,8 @@ def from_workdir(
     )
   source.prepare(trained.preprocessor)
   batches = source.evaluation(trained.config.train.batch_size, views)
-  scores = evaluate(trained.net, trained.image[:2], trained.variables, batches)
+  net = parts.fast(trained.net)
+  scores = evaluate(net, trained.image[:2], trained.variables, batches)
   damaged = source.damaged()
   assert scores.examples + len(damaged) == source.examples, f"{scores.examples=} {damaged=}"
   for name in damaged:
