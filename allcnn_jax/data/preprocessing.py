@@ -10,6 +10,7 @@ import functools
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
@@ -21,7 +22,7 @@ from jaxtyping import Float, UInt8
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
-_CHUNK = 5000  # images whitened at a time, to bound the memory of the float32 copies
+_CHUNK = 1000  # images at a time: their copies are small enough for memory that is used again
 Images = Float[np.ndarray | jax.Array, "n h w c"]
 Raw = UInt8[np.ndarray | jax.Array, "n h w c"]
 
@@ -43,6 +44,14 @@ def global_contrast_normalize(images: Raw, scale: float = 55.0, smallest: float 
   return x * (scale / np.where(norm < smallest, 1.0, norm)).astype(np.float32)
 
 
+def _in_chunks(write: Callable[[Any, np.ndarray], None], images: Images | Raw) -> Images:
+  """What `write` makes of some images and puts into its second argument, of all, as float32."""
+  out = np.empty(images.shape, np.float32)
+  for i in range(0, len(images), _CHUNK):
+    write(images[i : i + _CHUNK], out[i : i + _CHUNK])
+  return out
+
+
 @dataclasses.dataclass(frozen=True)
 class Zca:
   """The whitening x -> (x - mean) P, with P = E diag(1 / sqrt(lambda)) E' symmetric.
@@ -60,12 +69,11 @@ class Zca:
     return np.linalg.inv(self.matrix.astype(np.float64)).astype(np.float32)
 
   def apply(self, x: Images) -> Images:
-    """Whitens (N, H, W, C), chunk by chunk."""
-    flat = x.reshape(len(x), -1)
-    out = np.empty_like(flat)
-    for i in range(0, len(flat), _CHUNK):
-      out[i : i + _CHUNK] = (flat[i : i + _CHUNK] - self.mean) @ self.matrix
-    return out.reshape(x.shape)
+    """Whitens (N, H, W, C)."""
+    return _in_chunks(self._whiten, x)
+
+  def _whiten(self, x: Images, out: np.ndarray) -> None:
+    np.matmul(x.reshape(len(x), -1) - self.mean, self.matrix, out=out.reshape(len(x), -1))
 
   def undo(self, x: Images) -> Images:
     """The linear part of `invert`, for differences of images such as gradients."""
@@ -120,7 +128,7 @@ class GcnZca(Zca):
     return cls(zca.mean, zca.matrix)
 
   def apply(self, images: Raw) -> Images:
-    return super().apply(global_contrast_normalize(images))
+    return _in_chunks(lambda x, out: self._whiten(global_contrast_normalize(x), out), images)
 
 
 @dataclasses.dataclass(frozen=True)

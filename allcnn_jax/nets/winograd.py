@@ -218,8 +218,8 @@ def _combine(matrix: np.ndarray, parts: Sequence[Any]) -> list[Any]:
   """Sums of arrays: one for each row of the matrix."""
 
   def total(row):
-    terms = [p if c == 1 else float(c) * p for c, p in zip(row, parts) if c]
-    return functools.reduce(jnp.add, terms)
+    terms = [p if c == 1 else jax.lax.mul(p, float(c)) for c, p in zip(row, parts) if c]
+    return functools.reduce(jax.lax.add, terms)
 
   return [total(row) for row in matrix]
 

@@ -103,9 +103,16 @@ class Resident:
     return self._raw.images
 
   def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
-    images = preprocessor.apply(self._raw.images).astype(parts.stored_type(self._config))
-    self._data = sharding.replicate(step_lib.Stored.of(images, self._raw.labels))
+    self._preprocessor = preprocessor
+
+  @functools.cached_property
+  def _data(self) -> step_lib.Stored:
+    """Made when first asked for: training does not wait for what is evaluated later."""
+    images = self._preprocessor.apply(self._raw.images)
+    images = images.astype(parts.stored_type(self._config), copy=False)
+    data = sharding.replicate(step_lib.Stored.of(images, self._raw.labels))
     self._raw = None
+    return data
 
   def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
     self._recipe, self._steps_a_call = recipe, steps_a_call
