@@ -1,0 +1,90 @@
+"""How far a network's gradients here are from float64's, layer by layer.
+
+  python -m benchmarks.precision --dtype=bfloat16
+
+The gradient of one batch, by the step's own function and convolutions, on this machine's first
+device; and once more in float64 on its CPU, by XLA's own convolutions. An error is
+||here - there|| / ||there||. Random images, a fresh net, no dropout: its masks are others in float64.
+On a GPU float32 means TF32 unless JAX_DEFAULT_MATMUL_PRECISION=highest is set.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from allcnn_jax import config as config_lib
+from allcnn_jax.training import machine, parts, randomness
+from allcnn_jax.training import step as step_lib
+from configs import cifar10
+
+CLASSES = 10
+
+
+def errors(config, images):
+  """{"conv1/kernel": the error of its gradient, ..., "all": that of all as one}, for so many images."""
+  config = config.copy_and_resolve_references()
+  config.model.dropout = tuple(0.0 for _ in config.model.dropout)
+  recipe = parts.recipe(config, CLASSES, images)
+  shape = parts.image(config)
+  variables = step_lib.init(recipe, shape[2]).variables
+  batch = step_lib.Images(
+    jax.random.normal(randomness.key(config.seed, "images"), (images, *shape)),
+    jnp.arange(images, dtype=jnp.int32) % CLASSES,
+  )
+  here = _gradient(recipe.net, recipe.rule, variables, batch)
+  cpu = jax.devices("cpu")[0]
+  with jax.enable_x64(True), jax.default_device(cpu):
+    variables, batch = jax.tree.map(_widened, jax.device_put((variables, batch), cpu))
+    config.train.dtype = "float32"  # float64 in this context
+    there = _gradient(parts.network(config, CLASSES), recipe.rule, variables, batch)
+  found = {name: _error(here[name], there[name]) for name in there}
+  whole = [np.concatenate([g[name].ravel() for name in there]) for g in (here, there)]
+  return found | {"all": _error(*whole)}
+
+
+def _gradient(net, rule, variables, batch):
+  compute = jax.jit(lambda v, b: step_lib.gradients(net, v, b, {}, rule)[1])
+  found = traverse_util.flatten_dict(jax.device_get(compute(variables, batch)), sep="/")
+  return {name: np.asarray(g, np.float64) for name, g in found.items()}
+
+
+def _widened(x):
+  return x.astype(jnp.float64) if jnp.issubdtype(x.dtype, jnp.floating) else x
+
+
+def _error(here, there):
+  return float(np.linalg.norm(here - there) / np.linalg.norm(there))
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--network", default="all_cnn_c")
+  parser.add_argument("--width", type=float, default=1.0)
+  parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+  parser.add_argument("--images", type=int, default=128)
+  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  flags = parser.parse_args()
+
+  config = config_lib.complete(cifar10.get_config(flags.network))
+  config.model.width, config.train.dtype = flags.width, flags.dtype
+  config.train.batch_size = flags.images
+  found = errors(config, flags.images)
+  for name, error in found.items():
+    print(f"{name:16} {error:.1e}")
+  if flags.output:
+    asked = {k: v for k, v in vars(flags).items() if k != "output"}
+    precision = jax.config.jax_default_matmul_precision
+    values = {**asked, "matmul_precision": precision, **machine.machine(), "errors": found}
+    flags.output.write_text(
+      json.dumps(values | {"date": time.strftime("%Y-%m-%d")}, indent=2) + "\n"
+    )
+
+
+if __name__ == "__main__":
+  main()
