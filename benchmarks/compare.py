@@ -18,6 +18,7 @@ import jax
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
+from allcnn_jax.errors import UsageError
 from allcnn_jax.training import machine
 from configs import cifar10
 
@@ -41,7 +42,10 @@ def main():
   )
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
-  ours = benchmark.Rounds(config)
+  try:
+    ours = benchmark.Rounds(config)
+  except UsageError as error:
+    parser.error(str(error))
 
   words = [flags.python, str(PEER), f"--steps={ours.steps}"]
   words += [f"--{k}={getattr(flags, k)}" for k in ("network", "width", "batch_size", "dtype")]

@@ -19,6 +19,7 @@ import numpy as np
 from flax import traverse_util
 
 from allcnn_jax import config as config_lib
+from allcnn_jax.errors import UsageError
 from allcnn_jax.training import machine, parts, randomness
 from allcnn_jax.training import step as step_lib
 from configs import cifar10
@@ -26,12 +27,17 @@ from configs import cifar10
 CLASSES = 10
 
 
-def errors(config, images):
-  """{"conv1/kernel": the error of its gradient, ..., "all": that of all as one}, for so many images."""
+def errors(config):
+  """{"conv1/kernel": the error of its gradient, ..., "all": that of all as one}, for one batch.
+
+  Raises:
+    UsageError: the config.
+  """
+  config_lib.check(config)
   config = config.copy_and_resolve_references()
   config.model.dropout = tuple(0.0 for _ in config.model.dropout)
+  images, shape = config.train.batch_size, parts.image(config)
   recipe = parts.recipe(config, CLASSES, images)
-  shape = parts.image(config)
   variables = step_lib.init(recipe, shape[2]).variables
   batch = step_lib.Images(
     jax.random.normal(randomness.key(config.seed, "images"), (images, *shape)),
@@ -67,14 +73,17 @@ def main():
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-  parser.add_argument("--images", type=int, default=128)
+  parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
   flags = parser.parse_args()
 
   config = config_lib.complete(cifar10.get_config(flags.network))
   config.model.width, config.train.dtype = flags.width, flags.dtype
-  config.train.batch_size = flags.images
-  found = errors(config, flags.images)
+  config.train.batch_size = flags.batch_size
+  try:
+    found = errors(config)
+  except UsageError as error:
+    parser.error(str(error))
   for name, error in found.items():
     print(f"{name:16} {error:.1e}")
   if flags.output:

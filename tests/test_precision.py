@@ -10,7 +10,7 @@ from benchmarks import precision
 )
 def test_an_error_is_as_large_as_the_type_is_coarse(tiny, dtype, least, most):
   tiny.train.dtype = dtype
-  found = precision.errors(tiny, 8)
+  found = precision.errors(tiny)
   assert least < found["all"] < most
   assert all(error < 3 * most for error in found.values())
   assert {"conv1/kernel", "conv1/bias"} < set(found)

@@ -68,6 +68,14 @@ def test_zca_whitens_up_to_its_bias(images):
   np.testing.assert_allclose(zca.matrix, zca.matrix.T, atol=1e-5)
 
 
+def test_images_are_whitened_the_same_in_any_company(images, monkeypatch):
+  fitted = preprocessing.GcnZca.fit(images)
+  whole = fitted.apply(images)
+  monkeypatch.setattr(preprocessing, "_CHUNK", 7)
+  assert len(images) % 7
+  np.testing.assert_allclose(fitted.apply(images), whole, rtol=1e-4, atol=1e-4)
+
+
 def test_zca_is_inverted(images):
   norm = preprocessing.global_contrast_normalize(images)
   zca = preprocessing.fit_zca(norm)
