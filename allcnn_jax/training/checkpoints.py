@@ -18,6 +18,7 @@ from typing import NoReturn
 
 import jax
 from etils import epath
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from allcnn_jax import files
@@ -172,16 +173,50 @@ def _load(place: epath.Path, like: TrainState) -> TrainState:
   abstract = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like
   )
-  try:
+  with _reading(place):
+    held = _shapes(ocp.metadata(place).metadata)
+  _refuse_another(place, held, _shapes(like))
+  with _reading(place):
     return ocp.load(place, abstract)
-  except Exception as error:  # Orbax and TensorStore raise many kinds for what does not fit.
-    if "feedback" in like.variables and _lacks_feedback(place):
-      raise UsageError(
-        f"The checkpoint {place} holds no feedback weights: it is of a run under another rule. "
-        "Begin a new run with its weights: --config.rule.start_from=DIR."
-      ) from None
+
+
+@contextlib.contextmanager
+def _reading(place: epath.Path) -> Iterator[None]:
+  """One line for whatever Orbax and TensorStore raise meanwhile, which is of many kinds."""
+  try:
+    yield
+  except Exception as error:
     first = " ".join(str(error).split())[:160]
-    raise UsageError(f"The checkpoint {place} is of another network ({first} ...).") from None
+    raise UsageError(f"The checkpoint {place} cannot be read ({first} ...).") from None
+
+
+def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:
+  """The shape of each array of a state, or of a checkpoint's metadata, by its path there."""
+  leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): x.shape for path, x in leaves}
+
+
+def _refuse_another(
+  place: epath.Path, held: dict[str, tuple[int, ...]], asked: dict[str, tuple[int, ...]]
+) -> None:
+  """Raises UsageError where a checkpoint's arrays are others than those asked for.
+
+  It is found out before any is read: of a read that fails, Orbax leaves coroutines behind.
+  """
+  differ = {x for x in held.keys() | asked.keys() if held.get(x) != asked.get(x)}
+  if not differ:
+    return
+  if all(x.startswith("variables/feedback/") and x not in held for x in differ):
+    raise UsageError(
+      f"The checkpoint {place} holds no feedback weights: it is of a run under another rule. "
+      "Begin a new run with its weights: --config.rule.start_from=DIR."
+    )
+  first = min(differ, key=lambda x: (x.startswith("opt_state"), x))
+  there, here = (f"shape {x[first]}" if first in x else "none" for x in (held, asked))
+  raise UsageError(
+    f"The checkpoint {place} is of another network, optimizer or rule: "
+    f"of {first} it holds {there}, here there is {here}."
+  )
 
 
 def _checksums(place: epath.Path) -> dict[str, int]:
@@ -223,10 +258,3 @@ def _damage(place: epath.Path) -> str:
     if there[name] != noted.get(name):
       return f"{name} is not as it was written"
   return ""
-
-
-def _lacks_feedback(place: epath.Path) -> bool:
-  try:
-    return "feedback" not in ocp.metadata(place).metadata["variables"]
-  except Exception:  # As above: then it is damaged.
-    return False
