@@ -142,7 +142,7 @@ KEYS: dict[str, Key] = {
   "train.dtype": _one_of(
     "float32", ("float32", "bfloat16"), "type of the computation; weights are float32"
   ),
-  "optimizer.name": _one_of("sgd", ("sgd", "adam"), "SGD with momentum, or Adam"),
+  "optimizer.name": _one_of("sgd", ("sgd", "adam", "muon"), "SGD with momentum, Adam, or Muon"),
   "optimizer.learning_rate": _number(0.05, "the highest rate"),
   "optimizer.schedule": _one_of(
     "drops",
@@ -156,12 +156,17 @@ KEYS: dict[str, Key] = {
     (), "a tuple of rising epochs", _epochs, "after which epochs the rate is divided"
   ),
   "optimizer.drop_factor": _number(10.0, "by how much it is divided", least=1.0),
-  "optimizer.momentum": _number(0.9, "momentum of SGD, the first decay rate of Adam", below=1.0),
-  "optimizer.nesterov": _flag(False, "whether SGD looks one step of its velocity ahead"),
+  "optimizer.momentum": _number(
+    0.9, "momentum of SGD and Muon, the first decay rate of Adam", below=1.0
+  ),
+  "optimizer.nesterov": _flag(False, "whether SGD or Muon looks one step of its velocity ahead"),
   "optimizer.clip_norm": _number(
     0.0, "gradients are clipped to this norm over all weights; 0: not"
   ),
-  "optimizer.weight_decay": _number(0.0, "coupled: gradient + decay x weight"),
+  "optimizer.weight_decay": _number(
+    0.0,
+    "coupled: gradient + decay x weight; decoupled for Muon: weight - rate x decay x weight",
+  ),
   "optimizer.decay_bias": _flag(True, "whether biases decay too, as in Caffe"),
   "optimizer.velocity": _one_of(
     "caffe",

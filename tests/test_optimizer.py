@@ -61,6 +61,55 @@ def test_adams_first_step_is_the_rate_whatever_the_gradient():
   np.testing.assert_allclose(trace, 0.9, rtol=1e-5)
 
 
+def layer(seed, *shape):
+  """Gradients of a layer whose singular values, bias included, go from 1 to 1/20."""
+  features, rows = shape[-1], int(np.prod(shape[:-1])) + 1
+  random = np.random.default_rng(seed)
+  left, right = (np.linalg.qr(random.normal(size=(n, n)))[0] for n in (rows, features))
+  n = min(rows, features)
+  matrix = (left[:, :n] * np.geomspace(1, 1 / 20, n) @ right[:n]).astype(np.float32)
+  return {"kernel": jnp.array(matrix[:-1].reshape(shape)), "bias": jnp.array(matrix[-1])}
+
+
+def moves(gradient, **values):
+  """By how much Muon moves weights of 1 in its first step at a rate of 1."""
+  values = {"name": "muon", "learning_rate": 1.0, "weight_decay": 0.0, "drops": (), **values}
+  tx = optimizer.create(section(**values), steps_per_epoch=3, epochs=5)
+  params = jax.tree.map(jnp.ones_like, gradient)
+  return tx.update(gradient, tx.init(params), params)[0]
+
+
+def matrix_of(layer):
+  return np.concatenate([layer["kernel"].reshape(-1, layer["bias"].size), layer["bias"][None]])
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-3])
+def test_muon_moves_along_the_gradient_with_its_singular_values_made_equal(scale):
+  """By numpy's decomposition G = U S V: along U V, whatever S."""
+  gradient = {"conv1": layer(0, 3, 3, 2, 8), "conv2": layer(1, 3, 3, 8, 5), "wide": layer(2, 4, 45)}
+  moved = moves(jax.tree.map(lambda x: scale * x, gradient))
+  for name in gradient:
+    left, _, right = np.linalg.svd(matrix_of(gradient[name]), full_matrices=False)
+    ours = -matrix_of(moved[name])
+    along = left.T @ ours @ right.T / {"wide": 3.0}.get(name, 1.0)
+    np.testing.assert_allclose(np.diag(along), 1, atol=0.5)  # five rounds come no closer
+    np.testing.assert_allclose(along - np.diag(np.diag(along)), 0, atol=1e-3)
+
+
+def test_muon_moves_a_layer_as_if_there_were_no_other():
+  alone, large = layer(0, 3, 3, 2, 8), layer(1, 3, 3, 9, 12)
+  one, two = moves({"conv1": alone}), moves({"conv1": alone, "conv2": large})
+  np.testing.assert_allclose(matrix_of(one["conv1"]), matrix_of(two["conv1"]), atol=1e-5)
+
+
+@pytest.mark.parametrize("decay_bias", [True, False])
+def test_muons_decay_is_a_share_of_the_weight(decay_bias):
+  still = jax.tree.map(jnp.zeros_like, {"conv1": layer(0, 3, 3, 2, 8)})
+  moved = moves(still, weight_decay=0.01, learning_rate=0.1, decay_bias=decay_bias)["conv1"]
+  np.testing.assert_allclose(moved["kernel"], -0.001, rtol=1e-5)
+  np.testing.assert_allclose(moved["bias"], -0.001 if decay_bias else 0.0, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("clip_norm", "moved"), [(0.0, 1.0), (5.0, 1.0), (0.5, 0.5 / 2**0.5)])
 def test_a_gradient_above_the_norm_is_scaled_down_to_it(clip_norm, moved):
   """The first gradient is (1, 1), of norm sqrt(2)."""
