@@ -71,12 +71,15 @@ def layer(seed, *shape):
   return {"kernel": jnp.array(matrix[:-1].reshape(shape)), "bias": jnp.array(matrix[-1])}
 
 
-def moves(gradient, **values):
-  """By how much Muon moves weights of 1 in its first step at a rate of 1."""
+def moves(*gradients, **values):
+  """By how much Muon moves weights of 1 at a rate of 1, in the step of the last gradient."""
   values = {"name": "muon", "learning_rate": 1.0, "weight_decay": 0.0, "drops": (), **values}
   tx = optimizer.create(section(**values), steps_per_epoch=3, epochs=5)
-  params = jax.tree.map(jnp.ones_like, gradient)
-  return tx.update(gradient, tx.init(params), params)[0]
+  params = jax.tree.map(jnp.ones_like, gradients[0])
+  state = tx.init(params)
+  for gradient in gradients:
+    moved, state = tx.update(gradient, state, params)
+  return moved
 
 
 def matrix_of(layer):
@@ -94,6 +97,17 @@ def test_muon_moves_along_the_gradient_with_its_singular_values_made_equal(scale
     along = left.T @ ours @ right.T / {"wide": 3.0}.get(name, 1.0)
     np.testing.assert_allclose(np.diag(along), 1, atol=0.5)  # five rounds come no closer
     np.testing.assert_allclose(along - np.diag(np.diag(along)), 0, atol=1e-3)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muons_velocity_by_hand(nesterov):
+  """A mean of the gradients as Adam has it, or as Adam with Nesterov's step has it (Dozat 2016)."""
+  first, second, m = layer(0, 3, 3, 2, 8), layer(1, 3, 3, 2, 8), 0.5
+  moved = moves({"conv1": first}, {"conv1": second}, momentum=m, nesterov=nesterov)["conv1"]
+  a, b = (m * m / (1 - m**3), m / (1 - m**3) + 1 / (1 - m**2)) if nesterov else (m, 1)
+  left, _, right = np.linalg.svd(a * matrix_of(first) + b * matrix_of(second), full_matrices=False)
+  along = -left.T @ matrix_of(moved) @ right.T
+  np.testing.assert_allclose(along - np.diag(np.diag(along)), 0, atol=1e-3)
 
 
 def test_muon_moves_a_layer_as_if_there_were_no_other():

@@ -86,7 +86,7 @@ def _muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 
 
 def _stack(layers: PyTree) -> Float[Array, "layers rows columns"]:
-  """Each layer as a matrix, its inputs and a last row for the bias by its features."""
+  """Each layer as a matrix of a row for each input and a last one for the bias."""
   matrices = [
     jnp.concatenate([layer["kernel"].reshape(-1, layer["bias"].size), layer["bias"][None]])
     for layer in layers.values()
@@ -98,7 +98,7 @@ def _stack(layers: PyTree) -> Float[Array, "layers rows columns"]:
 
 
 def _unstack(stack: Float[Array, "layers rows columns"], like: PyTree) -> PyTree:
-  """The layers again, each by what its shape asks for."""
+  """The layers again, each times sqrt(columns / rows) where it is wider than tall."""
   layers = {}
   for (name, layer), matrix in zip(like.items(), stack):
     features = layer["bias"].size
