@@ -66,6 +66,14 @@ def test_another_network_is_refused(saved):
     store.restore(like().replace(opt_state=()))
 
 
+def test_weights_come_back_without_the_optimizer_that_made_them(saved):
+  restored = checkpoints.Checkpoints(saved).restore(like().replace(opt_state=None))
+  expected = state(3, scale=3).replace(opt_state=None)
+  jax.tree.map(np.testing.assert_array_equal, restored, expected)
+  with pytest.raises(UsageError, match=r"another network.*conv1/kernel"):
+    checkpoints.Checkpoints(saved).restore(like(shape=(5, 4)).replace(opt_state=None))
+
+
 def bad(path, how):
   content = path.read_bytes()
   middle = len(content) // 2

@@ -8,7 +8,7 @@ import pytest
 
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import evaluate, sources
+from allcnn_jax.training import evaluate, loop, sources
 from allcnn_jax.training import step as step_lib
 
 
@@ -112,3 +112,15 @@ def test_what_is_no_number_is_null(tmp_path):
 def test_a_folder_that_is_no_runs_is_refused(tmp_path):
   with pytest.raises(UsageError, match=r"no config\.json"):
     evaluate.restore(tmp_path)
+
+
+def test_a_network_outlives_the_optimizer_that_trained_it(tiny, tmp_path):
+  tiny.train.steps, run = 1, tmp_path / "run"
+  loop.train(tiny, run)
+  before = evaluate.from_workdir(run)
+  config = run / "config.json"
+  config.write_text(config.read_text().replace('"name": "sgd"', '"name": "adam"'))
+  assert evaluate.from_workdir(run) == before
+  tiny.optimizer.name = "adam"
+  with pytest.raises(UsageError, match="opt_state"):
+    loop.train(tiny, run)  # to go on, its optimizer is needed as it was

@@ -117,7 +117,8 @@ class Checkpoints:
     """The state at a step, by default the newest that is whole.
 
     Args:
-      like: a state with the shapes, types and shardings to restore, as `jax.eval_shape` gives it.
+      like: a state with the shapes and types to restore, as `jax.eval_shape` gives it. Where its
+        `opt_state` is None, the checkpoint's stays on the disk, whatever the optimizer was.
       step: of the checkpoint. Without it, a damaged one is named and the one before it is used.
 
     Raises:
@@ -174,10 +175,14 @@ def _load(place: epath.Path, like: TrainState) -> TrainState:
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=replicated), like
   )
   with _reading(place):
-    held = _shapes(ocp.metadata(place).metadata)
-  _refuse_another(place, held, _shapes(like))
+    held = ocp.metadata(place).metadata
+    if like.opt_state is None:
+      unread = jax.tree.map(lambda _: ocp.PLACEHOLDER, held.pop("opt_state"))
+      abstract = abstract.replace(opt_state=unread)
+  _refuse_another(place, _shapes(held), _shapes(like))
   with _reading(place):
-    return ocp.load(place, abstract)
+    state = ocp.load(place, abstract)
+  return state.replace(opt_state=None) if like.opt_state is None else state
 
 
 @contextlib.contextmanager

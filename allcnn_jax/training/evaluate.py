@@ -148,7 +148,7 @@ def restore(workdir: epath.PathLike, step: int | None = None) -> Trained:
   fitted = preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(workdir))
   num_classes, image = len(fitted.classes), parts.image(config)
   recipe = parts.recipe(config, num_classes, fitted.examples)
-  like = jax.eval_shape(lambda: step_lib.init(recipe, image[2]))
+  like = jax.eval_shape(lambda: step_lib.init(recipe, image[2])).replace(opt_state=None)
   state = checkpoints.Checkpoints(workdir).restore(like, step)
   net = parts.network(config, num_classes)
   return Trained(
