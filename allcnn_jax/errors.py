@@ -12,8 +12,16 @@ class UsageError(ValueError):
   """
 
 
-class DiskFull(UsageError):
+class Hindered(UsageError):
+  """What keeps a run from going on is not its own fault, and will pass: a sweep stops there."""
+
+
+class DiskFull(Hindered):
   """No space is left for what a run writes."""
+
+
+class Busy(Hindered):
+  """Another process trains in the run's folder."""
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:

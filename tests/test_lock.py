@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import Busy
 from allcnn_jax.training.lock import Lock
 
 
@@ -11,7 +11,7 @@ def test_a_second_one_is_refused_until_the_first_is_given_back(tmp_path):
   with Lock(tmp_path) as first, Lock(tmp_path) as second:
     first.take()
     first.take()  # keeps it
-    with pytest.raises(UsageError, match="Another process trains in"):
+    with pytest.raises(Busy, match="Another process trains in"):
       second.take()
   with Lock(tmp_path) as third:
     third.take()

@@ -15,6 +15,7 @@ from test_configs import SWEEPS
 
 import launch
 from allcnn_jax import config as config_lib
+from allcnn_jax import errors
 from allcnn_jax.analysis import printed
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
@@ -134,6 +135,17 @@ def test_a_broken_run_is_marked_in_one_line_and_passed(declared, trainer, tmp_pa
   mark.unlink()
   assert go(declared, tmp_path / "s") == ("done", 0)
   assert "strided_cnn_a-colours-rate0.01-held_out-seed0" in trainer.trained
+
+
+@pytest.mark.parametrize("error", [errors.Busy("Another process"), errors.DiskFull("No space")])
+def test_what_hinders_every_run_breaks_none(error, declared, trainer, tmp_path):
+  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": error}
+  with pytest.raises(UsageError, match=str(error)):
+    go(declared, tmp_path / "s")
+  assert len(trainer.trained) == 2
+  assert not list((tmp_path / "s").glob("*.broken"))
+  trainer.outcomes = {}
+  assert go(declared, tmp_path / "s") == ("done", 0)
 
 
 def test_a_dead_or_diverged_rate_is_not_chosen(declared, trainer, tmp_path):

@@ -5,7 +5,7 @@ from typing import IO
 
 from etils import epath
 
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import Busy
 
 NAME = ".lock"
 
@@ -22,7 +22,7 @@ class Lock:
     """Takes it, or keeps it.
 
     Raises:
-      UsageError: another process has it.
+      Busy: another process has it.
     """
     if self._file or "://" in str(self._path):
       return
@@ -31,7 +31,7 @@ class Lock:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       file.close()
-      raise UsageError(
+      raise Busy(
         f"Another process trains in {self._path.parent}: wait for its end, or choose another --workdir."
       ) from None
     self._file = file

@@ -19,7 +19,7 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import Hindered, UsageError
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import loop, parts, reporting, sharding
 
@@ -133,6 +133,7 @@ def sweep(
 
   Raises:
     UsageError: before anything is written, if the config, the data or the folder will not do.
+    Hindered: the disk is full, or another process trains in a run's folder. No run is broken.
   """
   units = list(plan.units)
   if index is not None and not 0 <= index < len(units):
@@ -213,6 +214,8 @@ class _Sweep:
     reporting.note(f"-- {run.name}")
     try:
       outcome = loop.train(run.config, self.workdir / run.name, self.workdir / _shared(run.config))
+    except Hindered:
+      raise  # it is not the run that is broken
     except Exception as error:
       if not isinstance(error, UsageError):
         traceback.print_exc()
