@@ -12,7 +12,6 @@ import json
 import pathlib
 import statistics
 import subprocess
-import time
 
 import jax
 
@@ -77,7 +76,6 @@ def main():
       "images_per_second": {"here": here, "there": there},
       "ratio": ratio,
       "quartiles": quartiles,
-      "date": time.strftime("%Y-%m-%d"),
     }
     flags.output.write_text(json.dumps(values, indent=2) + "\n")
 

@@ -11,7 +11,6 @@ On a GPU float32 means TF32 unless JAX_DEFAULT_MATMUL_PRECISION=highest is set.
 import argparse
 import json
 import pathlib
-import time
 
 import jax
 import jax.numpy as jnp
@@ -90,9 +89,7 @@ def main():
     asked = {k: v for k, v in vars(flags).items() if k != "output"}
     precision = jax.config.jax_default_matmul_precision
     values = {**asked, "matmul_precision": precision, **machine.machine(), "errors": found}
-    flags.output.write_text(
-      json.dumps(values | {"date": time.strftime("%Y-%m-%d")}, indent=2) + "\n"
-    )
+    flags.output.write_text(json.dumps(values, indent=2) + "\n")
 
 
 if __name__ == "__main__":

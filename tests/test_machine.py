@@ -1,3 +1,4 @@
+import datetime
 import pathlib
 import shutil
 import subprocess
@@ -29,3 +30,4 @@ def test_it_names_the_device_and_the_versions():
   assert values["hardware"]["device"]
   assert values["hardware"]["devices"] >= 1
   assert {"python", "jax", "flax", "optax"} <= values["versions"].keys()
+  datetime.date.fromisoformat(values["date"])

@@ -1,9 +1,10 @@
-"""What a number was measured with: the hardware, the versions and the code."""
+"""What a number was measured with, and when: the hardware, the versions, the code and the day."""
 
 import os
 import pathlib
 import platform
 import subprocess
+import time
 from importlib import metadata
 from typing import Any
 
@@ -14,7 +15,7 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
 def machine() -> dict[str, Any]:
-  """The hardware, the versions of what computes, and the commit of this code."""
+  """The hardware, the versions of what computes, the commit of this code, and the day."""
   device = jax.devices()[0]
   return {
     "hardware": {
@@ -24,6 +25,7 @@ def machine() -> dict[str, Any]:
     },
     "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES},
     "commit": commit(),
+    "date": time.strftime("%Y-%m-%d"),
   }
 
 
