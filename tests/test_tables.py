@@ -159,6 +159,7 @@ def test_every_row_of_ours_is_a_network_of_ours():
     ("pooling", {"model__name": "model_c", "model__pool": "average"}),
     ("fa_table1", {"model__name": "fa_mnist", "model__head": "dense", "dataset__name": "mnist"}),
     ("fa_table1", {"rule__name": "fa"}),
+    ("cifar10_fast", {"optimizer__name": "muon", "dataset__augment": "shift_flip"}),
     ("", {"dataset__name": "digits"}),
   ],
 )

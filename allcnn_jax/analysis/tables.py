@@ -186,6 +186,8 @@ def fitting(runs: Sequence[Record]) -> str:
 
   if any(r.config.rule.name != "bp" or r.config.model.name.startswith("fa_") for r in runs):
     return "fa_table1"
+  if some("cifar10_fast"):
+    return "cifar10_fast"
   nets = {r.config.model.name for r in runs}
   if some("table4") and nets <= {"all_cnn_c", "large_all_cnn", "all_cnn_imagenet"}:
     return "table4"
