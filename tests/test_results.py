@@ -2,6 +2,8 @@
 
 import pathlib
 
+from test_tables import run
+
 from allcnn_jax.analysis import results
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -12,3 +14,10 @@ def test_every_table_is_the_one_that_its_records_make():
   assert {"README.md", "results/README.md"} <= {str(p.relative_to(ROOT)) for p in made}
   for path, text in made.items():
     assert path.read_text() == text, f"{path}: run python -m allcnn_jax.analysis.results"
+
+
+def test_only_a_run_that_repeats_the_experiment_stands_at_the_head():
+  empty = results._head([])
+  assert results._head([run(dataset__augment="shift_flip", train__epochs=8)]) == empty
+  repeated = results._head([run(dataset__augment="shift_flip")])
+  assert [x != y for x, y in zip(repeated.splitlines(), empty.splitlines())].count(True) == 1

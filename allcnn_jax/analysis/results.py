@@ -48,11 +48,16 @@ def _overview(made: dict[epath.Path, tables.Made]) -> str:
 def _head(runs: list[records.Record]) -> str:
   """The first paper's own figures, and ours where its experiment was repeated."""
   lines = ["| test error | paper | here | n |", "| --- | --- | --- | --- |"]
-  for x in tables.fill(printed.OURS, runs):
-    here, n = ("", "") if x.unlike or x.error is None else (f"{x.error:.2f} %", x.n)
-    spread = f" ± {x.deviation:.2f}" if here and x.deviation is not None else ""
-    lines.append(f"| {x.name}, {x.data} | {x.printed:g} % | {here}{spread} | {n} |")
+  for row in printed.OURS:
+    repeated = [x for x in tables.fill((row,), runs) if x.error is not None and not x.unlike]
+    for here, n in [(_measured(x), x.n) for x in repeated] or [("", "")]:
+      lines.append(f"| {row.name}, {row.data} | {row.error:g} % | {here} | {n} |")
   return "\n".join(lines)
+
+
+def _measured(x: tables.Line) -> str:
+  spread = "" if x.deviation is None else f" ± {x.deviation:.2f}"
+  return f"{x.error:.2f} %{spread}"
 
 
 if __name__ == "__main__":
