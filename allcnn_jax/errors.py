@@ -1,6 +1,7 @@
 """The exceptions that are the user's to mend."""
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -22,6 +23,12 @@ class DiskFull(Hindered):
 
 class Busy(Hindered):
   """Another process trains in the run's folder."""
+
+
+def unwritable(what: str, error: OSError) -> UsageError:
+  """An error for a file or folder, as the user named it, that cannot be written."""
+  kind = DiskFull if error.errno == errno.ENOSPC else UsageError
+  return kind(f"{what} cannot be written: {error.strerror or error}.")
 
 
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:

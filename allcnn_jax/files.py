@@ -5,6 +5,8 @@ import uuid
 
 from etils import epath
 
+from allcnn_jax.errors import unwritable
+
 
 def write(path: epath.PathLike, content: bytes) -> None:
   """Writes beside `path`, under a name of its own, then renames."""
@@ -12,6 +14,22 @@ def write(path: epath.PathLike, content: bytes) -> None:
   beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.writing")
   beside.write_bytes(content)
   beside.replace(path)
+
+
+def make_folder(path: epath.PathLike, told: str) -> None:
+  """Makes a folder and those around it, where they are not there.
+
+  Args:
+    path: of the folder.
+    told: how the user named it.
+
+  Raises:
+    UsageError: it cannot be made.
+  """
+  try:
+    epath.Path(path).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise unwritable(told, error) from None
 
 
 def cache() -> epath.Path:

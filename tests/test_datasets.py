@@ -1,4 +1,5 @@
 import os
+import pathlib
 import types
 
 import numpy as np
@@ -155,6 +156,18 @@ def test_training_images_are_as_many_as_are_loaded(held_out, npz):
   for name in ("digits", f"npz:{npz}") if not held_out else ("digits",):
     loaded = datasets.load(name, "train", (32, 32, 3), validation=held_out)
     assert datasets.training_images(name, held_out) == len(loaded.labels)
+
+
+@pytest.mark.parametrize(("split", "said"), [("validation", ""), ("tset", "Known: train, tset")])
+def test_a_set_is_counted_by_the_split_that_is_evaluated(photos, split, said):
+  folder = photos()
+  path = next(pathlib.Path(folder).rglob("dataset_info.json"))
+  path.write_text(path.read_text().replace('"name": "test"', f'"name": "{split}"'))
+  if said:
+    with pytest.raises(UsageError, match=said):
+      datasets.sizes("photos", folder)
+  else:
+    assert datasets.sizes("photos", folder) == (18, 11, 18, True)
 
 
 def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):

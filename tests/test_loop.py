@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -8,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from allcnn_jax.errors import UsageError
+from allcnn_jax import files
+from allcnn_jax.errors import DiskFull, UsageError
 from allcnn_jax.training import evaluate, loop, parts
 from allcnn_jax.training import step as step_lib
 
@@ -32,7 +34,7 @@ def result(workdir):
 def test_it_learns_and_evaluation_agrees_with_the_log(tiny, tmp_path):
   tiny.train.epochs = 6
   workdir = tmp_path / "run"
-  assert loop.train(tiny, workdir) == ("ok", 72)
+  assert loop.train(tiny, workdir) == loop.Outcome("ok", 72)
   log = [x for x in metrics(workdir) if "eval_loss" in x]
   assert [x["step"] for x in log] == list(range(12, 73, 12))
   assert log[-1]["eval_loss"] < 1.0 < log[0]["eval_loss"]
@@ -125,11 +127,61 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
   thread.join()
   assert outcome.status == "stopped"
   assert "The same command goes on from there" in capsys.readouterr().out
+  assert outcome.asked
   tiny.train.steps = outcome.step + 2
-  assert loop.train(tiny, workdir) == ("ok", outcome.step + 2) or outcome.step < 20
+  assert loop.train(tiny, workdir).step == outcome.step + 2
   tiny.train.steps = outcome.step
   with pytest.raises(UsageError, match="beyond"):
     loop.train(tiny, workdir)
+
+
+def test_asked_to_stop_at_its_very_end_a_run_ends_and_says_so(tiny, tmp_path, monkeypatch):
+  tiny.train.steps = 2
+  whole = evaluate.evaluate
+
+  def evaluated(*inputs):
+    os.kill(os.getpid(), signal.SIGTERM)
+    return whole(*inputs)
+
+  monkeypatch.setattr(evaluate, "evaluate", evaluated)
+  outcome = loop.train(tiny, tmp_path / "run")
+  assert (outcome.status in ("ok", "dead"), outcome.step, outcome.asked) == (True, 2, True)
+
+
+def test_the_step_is_compiled_once(tiny, tmp_path, caplog):
+  tiny.train.steps = 14  # beyond an epoch, with three lines of the log
+  jax.clear_caches()
+  with jax.log_compiles():
+    loop.train(tiny, tmp_path / "run")
+  names = [x.args[0] for x in caplog.records if x.msg.startswith("Compiling %s with")]
+  assert names.count("jit(train_step)") == 1
+
+
+def test_the_machine_is_that_which_trained(tiny, tmp_path, monkeypatch):
+  tiny.train.steps = 2
+  for name in ("first", "second"):
+    monkeypatch.setattr(loop.machine, "machine", lambda name=name: {"hardware": name})
+    loop.train(tiny, tmp_path / "run")
+  kept = tmp_path / "run" / "machine.json"
+  assert json.loads(kept.read_text()) == {"hardware": "first"}
+  tiny.train.steps = 3
+  loop.train(tiny, tmp_path / "run")
+  assert json.loads(kept.read_text()) == {"hardware": "second"}
+
+
+@pytest.mark.parametrize("name", ["config.json", "evaluation.json"])
+def test_a_full_disk_is_told_as_one(tiny, tmp_path, monkeypatch, name):
+  tiny.train.steps = 2
+  write = files.write
+
+  def full(path, content):
+    if path.name == name:
+      raise OSError(errno.ENOSPC, "No space left on device")
+    write(path, content)
+
+  monkeypatch.setattr(files, "write", full)
+  with pytest.raises(DiskFull, match="No space left"):
+    loop.train(tiny, tmp_path / "run")
 
 
 def test_a_run_that_diverges_names_the_step_and_keeps_its_last_good_checkpoint(
@@ -170,6 +222,7 @@ def test_held_out_images_are_what_is_evaluated(tiny, tmp_path):
   )
   assert evaluate.from_workdir(tmp_path / "run", split="test")["examples"] == 50
   assert evaluate.from_workdir(tmp_path / "run", split="train")["examples"] == 76
+  assert evaluate.from_workdir(tmp_path / "run", dataset="digits")["split"] == "test"
 
 
 def test_another_set_is_evaluated_with_the_runs_own_preprocessing(tiny, tmp_path):

@@ -71,6 +71,25 @@ def test_a_stream_evaluates_what_would_be_read_into_memory(streamed):
   assert np.abs(found - (kept - 128) / 128).mean() < 0.03
 
 
+def test_a_stream_s_batches_are_such_as_the_devices_can_share(streamed, monkeypatch):
+  monkeypatch.setattr(sources.sharding, "round_up", lambda n: -(-n // 8) * 8)
+  batches = list(opened(streamed).evaluation(5))
+  assert [len(b.labels) for b in batches] == [8, 8]
+  assert len(images_of(batches)) == 11
+
+
+def test_an_epoch_s_order_is_drawn_on_the_device(tiny):
+  source = opened(tiny, "train")
+  recipe = parts.recipe(tiny, 10, 96)
+  source.start(recipe, 0)
+  carry = step_lib.init(recipe, 3), step_lib.Totals.zero()
+  *carry, step = source.advance(*carry, 0)
+  *carry, step = source.advance(*carry, step)
+  with jax.transfer_guard("disallow"):
+    while step < 13:  # into the second epoch
+      *carry, step = source.advance(*carry, step)
+
+
 def weights(workdir):
   return jax.tree.map(np.asarray, evaluate.restore(workdir).variables["params"])
 

@@ -109,7 +109,7 @@ class Records:
 
 def varies(name: str, data_dir: str = "") -> bool:
   """Whether a set's images vary in size, so that it cannot be read into memory as one array."""
-  if name == "digits" or name.startswith("npz:"):
+  if not _in_tfds(name):
     return False
   builder = _prepared(name, data_dir)
   _label(name, builder)
@@ -118,8 +118,20 @@ def varies(name: str, data_dir: str = "") -> bool:
 
 def has_split(name: str, split: str, data_dir: str = "") -> bool:
   """Whether a TFDS set has a split of that name."""
-  in_tfds = name != "digits" and not name.startswith("npz:")
-  return in_tfds and split in _prepared(name, data_dir).info.splits
+  return _in_tfds(name) and split in _prepared(name, data_dir).info.splits
+
+
+def eval_split(name: str, validation: int = 0, data_dir: str = "") -> str:
+  """What a run is evaluated on: the held-out images if there are any, else the test set.
+
+  ImageNet and its like keep the labels of their test set: there it is the validation set.
+  """
+  own = varies(name, data_dir) and has_split(name, "validation", data_dir)
+  return "validation" if validation or own else "test"
+
+
+def _in_tfds(name: str) -> bool:
+  return name != "digits" and not name.startswith("npz:")
 
 
 def _stored_split(name: str, split: str, validation: int, data_dir: str) -> str:
@@ -156,13 +168,13 @@ def num_classes(name: str, data_dir: str = "") -> int:
   Raises:
     UsageError: the set is unknown or has no classes.
   """
-  if name == "digits" or name.startswith("npz:"):
+  if not _in_tfds(name):
     return len(_read(name, "test", data_dir).classes)
   return _label(name, _builder(name, data_dir)).num_classes
 
 
 class Sizes(NamedTuple):
-  """How many images there are to train on and to test with, and of how many classes.
+  """How many images there are to train on and to evaluate with, and of how many classes.
 
   Where they vary in size they are streamed, and never all on a device.
   """
@@ -186,15 +198,19 @@ def sizes(name: str, data_dir: str = "") -> Sizes:
   """The sizes of a set; of the papers' ones without looking at any file.
 
   Raises:
-    UsageError: it is another set of TFDS, and not prepared.
+    UsageError: it is another set of TFDS, and not prepared, or without such images.
   """
   if name in _SIZES:
     return _SIZES[name]
-  if name == "digits" or name.startswith("npz:"):
+  if not _in_tfds(name):
     train, test = (_read(name, split, data_dir) for split in ("train", "test"))
     return Sizes(len(train.labels), len(test.labels), len(train.classes))
   builder = _prepared(name, data_dir)
-  counts = (builder.info.splits[split].num_examples for split in ("train", "test"))
+  splits, own = builder.info.splits, ("train", eval_split(name, 0, data_dir))
+  for split in own:
+    if split not in splits:
+      raise unknown(f"split of {name}", split, splits)
+  counts = (splits[split].num_examples for split in own)
   return Sizes(*counts, _label(name, builder).num_classes, varies(name, data_dir))
 
 
@@ -204,7 +220,7 @@ def training_images(name: str, validation: int = 0, data_dir: str = "") -> int:
   Raises:
     UsageError: the set is not at hand, or too many of its images are to be held out.
   """
-  if name != "digits" and not name.startswith("npz:"):
+  if _in_tfds(name):
     _prepared(name, data_dir)
   n = sizes(name, data_dir).train
   _check_held_out(name, validation, n)

@@ -16,7 +16,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, unwritable
 from allcnn_jax.nets import model
 from allcnn_jax.training import checkpoints, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
@@ -94,7 +94,7 @@ def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
   try:
     files.write(path, (json.dumps(plain, indent=2) + "\n").encode())
   except OSError as error:
-    raise UsageError(f"{path} cannot be written: {error.strerror or error}.") from None
+    raise unwritable(str(path), error) from None
 
 
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
@@ -169,7 +169,7 @@ def from_workdir(
   Args:
     workdir: the run's folder; nothing else is needed.
     step: of the checkpoint; the newest by default.
-    split: as `datasets.load` takes it; by default the one that training evaluated on.
+    split: as `datasets.load` takes it; by default the one that training on that set evaluates on.
     dataset: another set with the same number of classes.
     views: if not 0, over how many augmented views of each image probabilities are averaged.
 
@@ -180,7 +180,7 @@ def from_workdir(
     UsageError: something is missing, damaged, or does not fit the network.
   """
   trained = restore(workdir, step)
-  split = split or parts.eval_split(trained.config)
+  split = split or parts.eval_split(trained.config, dataset)
   if views and trained.config.dataset.augment == "none":
     raise UsageError(
       f"--views={views}: the run in {workdir} has no augmentation, so that all views are the same."

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import DiskFull, UsageError
+from allcnn_jax.errors import DiskFull, UsageError, unwritable
 from allcnn_jax.training import (
   checkpoints,
   evaluate,
@@ -41,10 +41,12 @@ class Outcome(NamedTuple):
     status: "ok", "dead" or "diverged" for a run that came to its end, "stopped" for one that was
       asked to stop and can go on.
     step: the last step done.
+    asked: whether this process was asked to stop, even if the end came first.
   """
 
   status: str
   step: int
+  asked: bool = False
 
 
 def train(
@@ -67,7 +69,9 @@ def train(
   workdir = epath.Path(workdir)
   try:
     with _on_signal() as asked_to_stop, lock_lib.Lock(workdir) as lock:
-      return _Run(config, workdir, asked_to_stop, lock, shared).go()
+      outcome = _Run(config, workdir, asked_to_stop, lock, shared).go()
+      # Several processes ask each other once a step, and no more.
+      return outcome._replace(asked=not sharding.joined() and asked_to_stop())
   except OSError as error:
     if error.errno != errno.ENOSPC:
       raise
@@ -99,8 +103,7 @@ class _Run:
     self.recipe = parts.recipe(config, self.num_classes, self.examples)
 
     self.checkpoints = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-    replicated = sharding.replicated(sharding.mesh())
-    start = jax.jit(step_lib.init, static_argnums=(0, 1), out_shardings=replicated)
+    start = sharding.everywhere(step_lib.init, static_argnums=(0, 1))
     channels = parts.image(config)[2]
     if self.checkpoints.steps():
       self.state = self.checkpoints.restore(jax.eval_shape(lambda: start(self.recipe, channels)))
@@ -111,7 +114,7 @@ class _Run:
 
     sharding.wait_for_all("the folder has been looked at")
     if sharding.is_first():
-      _make_workdir(config, workdir, lock)
+      _make_workdir(config, workdir, lock, trains=self.step < self.total)
       self.checkpoints.set_aside_after(self.step)
     preprocessor = self._preprocessor(shared)
     self.train_images.prepare(preprocessor)
@@ -133,8 +136,11 @@ class _Run:
     """Runs to the end, or until asked to stop."""
     step = self.step
     report = self._reporter(step)
-    rate = optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
-    totals, scores = step_lib.Totals.zero(), None
+    rate = jax.jit(
+      optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
+    )
+    zero = sharding.everywhere(step_lib.Totals.zero)
+    totals, scores = zero(), None
     periods = parts.periods(self.config, self.examples)
     measures = self.config.alignment.every_steps > 0
     saved = -math.inf
@@ -161,7 +167,7 @@ class _Run:
           report.training(
             step, float(totals.loss) / n, 100 * int(totals.wrong) / n, float(rate(step - 1))
           )
-          totals = step_lib.Totals.zero()
+          totals = zero()
         if look:
           scores = self._evaluate(report, step)
         if measure:
@@ -282,15 +288,17 @@ def _given(
 
 
 def _make_workdir(
-  config: ml_collections.ConfigDict, workdir: epath.Path, lock: lock_lib.Lock
+  config: ml_collections.ConfigDict, workdir: epath.Path, lock: lock_lib.Lock, trains: bool
 ) -> None:
+  """Makes the folder the run's; the machine is told if it trains there."""
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock.take()
     files.write(workdir / "config.json", config_lib.to_json(config).encode())
-    files.write(workdir / "machine.json", json.dumps(machine.machine(), indent=2).encode())
+    if trains:
+      files.write(workdir / "machine.json", json.dumps(machine.machine(), indent=2).encode())
   except OSError as error:
-    raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror or error}.") from None
+    raise unwritable(f"--workdir={workdir}", error) from None
 
 
 @contextlib.contextmanager

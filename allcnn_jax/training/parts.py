@@ -136,14 +136,11 @@ def steps_a_call(config: ml_collections.ConfigDict, examples: int, start: int = 
   return math.gcd(start, *steps(config, examples), *periods(config, examples))
 
 
-def eval_split(config: ml_collections.ConfigDict) -> str:
-  """What is evaluated while training: the held-out images if there are any, else the test set.
-
-  ImageNet and its like keep the labels of their test set: there it is the validation set.
-  """
+def eval_split(config: ml_collections.ConfigDict, name: str | None = None) -> str:
+  """The split of the config's data set, or of another one, that a run is evaluated on."""
   c = config.dataset
-  own = datasets.varies(c.name, c.data_dir) and datasets.has_split(c.name, "validation", c.data_dir)
-  return "validation" if c.validation or own else "test"
+  own = name in (None, c.name)
+  return datasets.eval_split(c.name if own else name, c.validation if own else 0, c.data_dir)
 
 
 def preprocessing_of(workdir: epath.PathLike) -> epath.Path:

@@ -110,6 +110,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec())
 
 
+def everywhere(f: Callable[..., PyTree], **options: Any) -> Callable[..., PyTree]:
+  """`jax.jit` of a function whose results stand on every device, as a step hands them back.
+
+  Results that lie elsewhere would have the step that takes them compiled once more.
+  """
+  return jax.jit(f, out_shardings=replicated(mesh()), **options)
+
+
 def split(mesh: Mesh) -> NamedSharding:
   """The first dimension divided among the devices."""
   return NamedSharding(mesh, PartitionSpec(_AXIS))

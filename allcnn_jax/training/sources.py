@@ -117,7 +117,7 @@ class Resident:
   def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
     self._recipe, self._steps_a_call = recipe, steps_a_call
     self._order = functools.lru_cache(1)(
-      functools.partial(step_lib.epoch_order, recipe.seed, n=self.examples)
+      lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), self.examples)
     )
 
   def advance(
@@ -226,7 +226,7 @@ class Streamed:
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
     batches = self._stream.evaluation(
       self._random if views else self._central,
-      batch_size,
+      sharding.round_up(batch_size),
       views=views or 1,
       shard=sharding.process(),
       workers=self._config.stream.workers,

@@ -124,7 +124,8 @@ def init(recipe: Recipe, channels: int, given: PyTree | None = None) -> TrainSta
   return TrainState(jnp.int32(0), variables, recipe.optimizer.init(variables["params"]))
 
 
-def epoch_order(seed: int, epoch: int, n: int) -> Int[Array, " n"]:
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def epoch_order(seed: int, epoch: Int[Array, ""], n: int) -> Int[Array, " n"]:
   """The order in which an epoch goes through the n training images."""
   return jax.random.permutation(randomness.key(seed, "order", epoch), n)
 
