@@ -9,10 +9,12 @@ images a second there), so that whatever else the machine does falls on both.
 
 import argparse
 import json
+import os
 import pathlib
 import statistics
 import subprocess
 
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer needs memory too
 import jax
 
 from allcnn_jax import config as config_lib
@@ -41,6 +43,8 @@ def main():
   )
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
+  if jax.device_count() > 1:
+    parser.error("the peer knows one device: choose one, such as by CUDA_VISIBLE_DEVICES=0.")
   try:
     ours = benchmark.Rounds(config)
   except UsageError as error:
@@ -51,7 +55,9 @@ def main():
   words += ["--augment"] if flags.augment else []
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
   with subprocess.Popen(words, text=True, bufsize=1, **pipes) as peer:
-    about = json.loads(peer.stdout.readline())
+    about = json.loads(peer.stdout.readline() or "null")
+    if about is None:
+      parser.error("the peer has ended with what stands above.")
     print(f"{jax.default_backend()}: jax {jax.__version__} against {about}", flush=True)
     here, there = [], []
     for _ in range(flags.rounds):

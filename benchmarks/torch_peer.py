@@ -3,9 +3,10 @@
   python benchmarks/torch_peer.py --network=all_cnn_c --augment
 
 The layers are read from this project's table, which needs no JAX. On a GPU: channels_last,
-bfloat16 autocast, `torch.compile` with max-autotune (CUDA graphs), the data on the device. On a
-CPU: channels_last, with and without `torch.compile`, whichever is faster. Prints one line of JSON
-for each line that comes in on stdin, so that two programs can take turns; see compare.py.
+bfloat16 autocast, the data on the device, and `torch.compile` with max-autotune, its own CUDA graphs
+or one of the whole step. On a CPU: channels_last. With and without all that, whichever way is the
+fastest. Prints one line of JSON for each line that comes in on stdin, so that two programs can take
+turns; see compare.py.
 """
 
 import argparse
@@ -21,6 +22,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from allcnn_jax.nets import architectures
 
 IMAGES = 12_800
+COMPILED = {"plain": None, "compiled": "max-autotune", "one graph": "max-autotune-no-cudagraphs"}
 
 
 def network(name, width, dropout):
@@ -57,24 +59,40 @@ def shift_flip(images, pixels=5):
 
 
 class Training:
-  """A network, its optimizer and its data; `step` does one step."""
+  """A network, its optimizer and its data; `step` does one step, in one of the ways of `COMPILED`."""
 
-  def __init__(self, flags, compiled):
+  def __init__(self, flags, way):
     self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     self.flags, on = flags, {"device": self.device}
     self.net = network(flags.network, flags.width, (0.2, 0.5)).to(
       memory_format=torch.channels_last, **on
     )
-    rate = torch.tensor(0.05) if self.device.type == "cuda" else 0.05
     self.optimizer = torch.optim.SGD(
-      self.net.parameters(), lr=rate, momentum=0.9, weight_decay=0.001, fused=True
+      self.net.parameters(), lr=0.05, momentum=0.9, weight_decay=0.001, fused=True
     )
-    images = torch.randn(IMAGES, 3, 32, 32, **on)
+    images = torch.randn(IMAGES, 3, 32, 32, dtype=getattr(torch, flags.dtype), **on)
     self.images = images.to(memory_format=torch.channels_last)
     self.labels = torch.randint(0, 10, (IMAGES,), **on)
-    mode = "max-autotune" if self.device.type == "cuda" else "default"
-    self.loss = torch.compile(self._loss, mode=mode) if compiled else self._loss
+    mode = COMPILED[way] if self.device.type == "cuda" else "default"
+    self.loss = self._loss if way == "plain" else torch.compile(self._loss, mode=mode)
+    self.rows = torch.arange(flags.batch_size, **on)
     self.position = IMAGES
+    self.work = self._work
+    if way == "one graph":
+      self._capture()
+
+  def _capture(self):
+    """Makes of the work of a step one CUDA graph, as PyTorch's notes on CUDA graphs have it."""
+    aside = torch.cuda.Stream()
+    aside.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(aside):
+      for _ in range(3):
+        self._work()
+    torch.cuda.current_stream().wait_stream(aside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+      self._work()
+    self.work = graph.replay
 
   def _loss(self, images, labels):
     if self.flags.augment:
@@ -88,12 +106,15 @@ class Training:
     """One step on the next batch of a random order."""
     if self.position + self.flags.batch_size > IMAGES:
       self.order, self.position = torch.randperm(IMAGES, device=self.device), 0
-    rows = self.order[self.position : self.position + self.flags.batch_size]
+    self.rows.copy_(self.order[self.position : self.position + self.flags.batch_size])
     self.position += self.flags.batch_size
-    self.loss(self.images[rows], self.labels[rows]).backward()
+    self.work()
+
+  def _work(self):
+    self.optimizer.zero_grad(set_to_none=True)
+    self.loss(self.images[self.rows], self.labels[self.rows]).backward()
     nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
     self.optimizer.step()
-    self.optimizer.zero_grad(set_to_none=True)
 
   def rate(self, steps):
     """Images a second over so many steps."""
@@ -116,13 +137,22 @@ def main():
   flags = parser.parse_args()
   torch.backends.cudnn.benchmark = True
 
-  ways = {compiled: Training(flags, compiled) for compiled in (False, True)}
-  rates = {}
-  for compiled, training in ways.items():
-    training.rate(3)  # compiles, chooses kernels, warms up
-    rates[compiled] = training.rate(max(3, flags.steps))
+  ways, rates = {}, {}
+  for way in COMPILED if torch.cuda.is_available() else ("plain", "compiled"):
+    try:
+      ways[way] = Training(flags, way)
+      ways[way].rate(3)  # compiles, chooses kernels, warms up
+    except RuntimeError as error:
+      print(f"torch_peer: {way}: {error}", file=sys.stderr)
+      continue
+    rates[way] = ways[way].rate(max(3, flags.steps))
   best = max(rates, key=rates.get)
-  about = {"torch": torch.__version__, "compiled": best, "threads": torch.get_num_threads()}
+  about = {
+    "torch": torch.__version__,
+    "way": best,
+    "tried": rates,
+    "threads": torch.get_num_threads(),
+  }
   print(json.dumps(about), flush=True)
   for _ in sys.stdin:
     print(json.dumps(ways[best].rate(flags.steps)), flush=True)

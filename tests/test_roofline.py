@@ -1,6 +1,7 @@
 """What a layer costs, counted by hand and by XLA."""
 
 import jax
+import numpy as np
 import pytest
 
 from allcnn_jax.analysis import roofline
@@ -13,6 +14,8 @@ def test_a_convolutions_cost_by_hand():
   flops, moved = roofline.cost(row, (4, 6, 2), batch_size=7, itemsize=2)
   assert flops == 3 * 2 * 7 * (4 * 6 * 5) * (3 * 3 * 2)
   assert moved == 3 * 2 * (7 * (4 * 6 * 2 + 4 * 6 * 5) + (3 * 3 * 2 * 5 + 5))
+  first = roofline.cost(row, (4, 6, 2), batch_size=7, itemsize=2, onward=False)
+  assert first == (flops * 2 / 3, moved - 2 * 7 * (4 * 6 * 2))
 
 
 def test_flops_of_a_forward_pass_as_xla_counts_them(tiny, key):
@@ -29,8 +32,33 @@ def test_flops_of_a_forward_pass_as_xla_counts_them(tiny, key):
 
 def test_layers_are_those_with_weights_and_a_bound_is_the_slower_ceiling(tiny):
   recipe = parts.recipe(tiny, 10, 96)
-  slow = roofline.layers(recipe, 3, roofline.Ceilings(flops=1e3, bytes=1e30))
+  slow, narrow = (
+    roofline.layers(recipe, 3, roofline.Ceilings(*limits)) for limits in ((1e3, 1e30), (1e30, 1e3))
+  )
   assert [r.name for r in slow] == [
     r.name for r in architectures.trace(recipe.net.table, (32, 32, 3)) if r.parameters
   ]
   assert all(r.bound == r.flops / 1e3 and r.seconds > 0 for r in slow)
+  assert all(r.bound == r.bytes / 1e3 for r in narrow)
+
+
+def test_an_error_goes_before_every_layer_but_the_first_and_before_none_under_dfa(tiny):
+  limits = roofline.Ceilings(1e9, 1e9)
+  rows = architectures.trace(parts.network(tiny, 10).table, (32, 32, 3))
+  work = [2 * 8 * r.multiply_adds for r in rows if r.multiply_adds]
+  for rule, products in (("bp", [2, *[3] * (len(work) - 1)]), ("dfa", [2] * len(work))):
+    tiny.rule.name = rule
+    found = roofline.layers(parts.recipe(tiny, 10, 96), 3, limits)
+    assert [r.flops for r in found] == [n * w for n, w in zip(products, work)]
+
+
+def test_many_steps_of_a_layer_in_one_call_are_each_done(tiny):
+  """The last of three gives what one gives."""
+  recipe = parts.recipe(tiny, 10, 96)
+  layer = recipe.net.table[1]
+  for onward in (True, False):
+    one, three = (
+      roofline._alone(recipe.net, layer, (4, 8, 8, 3), onward, repeats) for repeats in (1, 3)
+    )
+    *_, found = three[0](*three[1:])
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[0](*one[1:]), found)

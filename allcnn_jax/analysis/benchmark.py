@@ -1,7 +1,7 @@
 """How fast a config's training step is, against what the machine can do.
 
 The very step that training runs, on random images that lie on the device: one step a call on a
-CPU, many on an accelerator.
+CPU or where training is given its batches one by one, many on an accelerator.
 """
 
 import contextlib
@@ -14,10 +14,12 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import ml_collections
 from etils import epath
 
 from allcnn_jax import config as config_lib
+from allcnn_jax import files
 from allcnn_jax.analysis import roofline
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import UsageError
@@ -39,13 +41,15 @@ class Rounds:
     recipe: what the step was compiled from.
     image: height, width and channels of the network's input.
     steps: how many a round has.
+    first_step_seconds: from the start of the process to the end of the first call; None where the
+      system does not tell.
     compile_seconds: what compiling took.
     from_cache: whether it was found compiled.
     memory: the compiled program's, bytes by kind.
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Compiles, and does the first round.
+    """Compiles, and does the first call.
 
     Raises:
       UsageError: the config cannot be run here.
@@ -53,19 +57,24 @@ class Rounds:
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
     sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
-    num_classes = sizes.classes
     self.image = parts.image(config)
-    self.recipe = recipe = parts.recipe(config, num_classes, _EXAMPLES)
-    self.data = data = _random_images(config, self.image, num_classes)
-    order = step_lib.epoch_order(recipe.seed, 0, len(data.labels))
-    start = jax.jit(step_lib.init, static_argnums=(0, 1))
-    self.state, self._totals = start(recipe, self.image[2]), step_lib.Totals.zero()
+    self.recipe = recipe = parts.recipe(config, sizes.classes, _EXAMPLES)
+    self.data = data = _random_images(config, self.image, sizes)
+    start = sharding.everywhere(step_lib.init, static_argnums=(0, 1))
+    self.state = start(recipe, self.image[2])
+    self._totals = sharding.everywhere(step_lib.Totals.zero)()
 
-    step, given, steps = step_lib.train_step, (), 1
-    self._inputs, self._calls = (data, order), 1
-    if jax.default_backend() != "cpu":
-      steps = parts.steps_a_call(config, sizes.train - config.dataset.validation)
-      step, given, self._calls = step_lib.train_steps, (steps,), -(-_STEPS // steps)
+    on_cpu, given, steps = jax.default_backend() == "cpu", (), 1
+    if sizes.varies:
+      step, batch = step_lib.train_batch, data.take(slice(recipe.batch_size))
+      self._inputs = (jax.device_put(batch, recipe.split),)
+    else:
+      step, n = step_lib.train_step, len(data.labels)
+      self._inputs = (data, step_lib.epoch_order(recipe.seed, 0, n))
+      if not on_cpu:
+        steps = parts.steps_a_call(config, sizes.train - config.dataset.validation)
+        step, given = step_lib.train_steps, (steps,)
+    self._calls = 1 if on_cpu else -(-_STEPS // steps)
     self.steps = steps * self._calls
 
     events: list[str] = []
@@ -84,14 +93,18 @@ class Rounds:
       "temporaries": memory.temp_size_in_bytes,
       "program": memory.generated_code_size_in_bytes,
     }
-    self.seconds()
+    self._train(calls=1)
+    self.first_step_seconds = _since_start()
+
+  def _train(self, calls: int) -> None:
+    for _ in range(calls):
+      self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
+    jax.block_until_ready(self._totals)
 
   def seconds(self) -> float:
     """How long one more round takes."""
     start = time.perf_counter()
-    for _ in range(self._calls):
-      self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
-    jax.block_until_ready(self._totals)
+    self._train(self._calls)
     return time.perf_counter() - start
 
   def evaluation(self) -> float:
@@ -119,14 +132,13 @@ def benchmark(
 
   Returns:
     What is written to `output`: times in seconds, rates a second, sizes in bytes.
-    `first_step_seconds` counts from the start of the process.
+    `first_step_seconds` counts from the start of the process to the end of the first call.
 
   Raises:
     UsageError: the config cannot be run here, or `output` or `profile` cannot be written.
   """
   _check_places(output, profile)
   run = Rounds(config)
-  first = _since_start()
   with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
     for _ in range(_WARM):  # the caches and clocks are warm from here on
       run.seconds()
@@ -140,7 +152,8 @@ def benchmark(
   median = statistics.median(rates)
   limits = roofline.ceilings(recipe.net.dtype)
   layers = roofline.layers(recipe, run.image[2], limits)
-  flops = sum(row.flops for row in layers) / recipe.batch_size
+  share = recipe.batch_size // jax.device_count()
+  flops = sum(row.flops for row in layers) / share
   found = {
     "network": config.model.name,
     "width": config.model.width,
@@ -165,7 +178,7 @@ def benchmark(
     "program_memory": run.memory,
     "compile_seconds": run.compile_seconds,
     "compiled_from_cache": run.from_cache,
-    "first_step_seconds": first,
+    "first_step_seconds": run.first_step_seconds,
     "evaluation_images_per_second": run.evaluation(),
     "layers": [row._asdict() for row in layers],
   }
@@ -181,25 +194,24 @@ def _check_places(output: epath.PathLike | None, profile: epath.PathLike | None)
   if output is not None and not epath.Path(output).parent.is_dir():
     raise UsageError(f"--output={output}: there is no such folder.")
   if profile is not None:
-    try:
-      epath.Path(profile).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-      raise UsageError(f"--profile={profile} cannot be made: {error.strerror}.") from None
+    files.make_folder(profile, f"--profile={profile}")
 
 
 def _random_images(
-  config: ml_collections.ConfigDict, image: tuple[int, int, int], num_classes: int
+  config: ml_collections.ConfigDict, image: tuple[int, int, int], sizes: datasets.Sizes
 ) -> step_lib.Stored:
-  size = augmentation.stored_size(config.dataset.augment, image)
-  n = max(config.train.batch_size, min(_EXAMPLES, _BYTES // (4 * math.prod(size))))
+  """Images as training has them on the device: of a set that is streamed a batch."""
+  n, size, kind = config.train.batch_size, image, jnp.float32
+  if not sizes.varies:
+    size = augmentation.stored_size(config.dataset.augment, image)
+    n = max(n, min(_EXAMPLES, _BYTES // (4 * math.prod(size))))
+    kind = parts.stored_type(config)
 
   def draw(key):
-    labels = jax.random.randint(key, (n,), 0, num_classes)
-    images = jax.random.normal(key, (n, *size), parts.stored_type(config))
-    return step_lib.Stored.of(images, labels)
+    labels = jax.random.randint(key, (n,), 0, sizes.classes)
+    return step_lib.Stored.of(jax.random.normal(key, (n, *size), kind), labels)
 
-  place = sharding.replicated(sharding.mesh())
-  return jax.jit(draw, out_shardings=place)(jax.random.key(0))
+  return sharding.everywhere(draw)(jax.random.key(0))
 
 
 def _peak_memory() -> int | None:

@@ -21,7 +21,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, unwritable
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts, sharding
 from allcnn_jax.training import step as step_lib
@@ -348,7 +348,7 @@ def write(compiled: Compiled, path: epath.PathLike) -> None:
   try:
     epath.Path(path).write_text(json.dumps(plain, indent=2) + "\n")
   except OSError as error:
-    raise UsageError(f"--output={path} cannot be written: {error.strerror or error}.") from None
+    raise unwritable(f"--output={path}", error) from None
 
 
 _LISTS = ("exchanges", "not_bfloat16", "copies")

@@ -16,6 +16,9 @@ import jax.numpy as jnp
 from allcnn_jax.nets import architectures, model
 from allcnn_jax.training import step as step_lib
 
+# A layer's steps in one call of an accelerator, which takes tens of microseconds by itself.
+_REPEATS = 50
+
 
 class Ceilings(NamedTuple):
   """Rates that the machine reaches: floating-point operations and bytes, a second."""
@@ -29,9 +32,10 @@ class Layer(NamedTuple):
 
   Attributes:
     name: the layer's.
-    flops: two for each multiply-add, in three products: output, input's and weights' gradient.
+    flops: two for each multiply-add, in three products: output, input's and weights' gradient; in
+      two of them where the layer sends no error to one before it.
     bytes: input and output thrice (written once, read back twice, for the errors likewise),
-      weights thrice.
+      weights thrice; the input twice where no error goes before it.
     bound: the seconds that the ceilings allow.
     seconds: what the layer takes by itself.
   """
@@ -49,16 +53,20 @@ def ceilings(dtype: Any) -> Ceilings:
   Args:
     dtype: of the matrices.
   """
-  side = 2048 if jax.default_backend() == "cpu" else 8192
+  on_cpu = jax.default_backend() == "cpu"
+  side, count = (2048, 1 << 26) if on_cpu else (8192, 1 << 29)
   a = jax.random.normal(jax.random.key(0), (side, side), dtype)
   product = best(jax.jit(jnp.dot), a, a)
-  many = jax.random.normal(jax.random.key(1), (1 << 26,))
+  many = jnp.ones((count,))
   copy = best(jax.jit(lambda x: x + 1), many)
   return Ceilings(2 * side**3 / product, 2 * many.nbytes / copy)
 
 
 def best(f: Callable[..., Any], *inputs: Any, calls: int = 10) -> float:
-  """The shortest of several calls of a jitted function, in seconds, compiled before."""
+  """The shortest of several calls of a jitted function, in seconds, compiled before.
+
+  A call by itself takes an accelerator tens of microseconds, which are in the result.
+  """
   jax.block_until_ready(f(*inputs))
   found = []
   for _ in range(calls):
@@ -69,7 +77,7 @@ def best(f: Callable[..., Any], *inputs: Any, calls: int = 10) -> float:
 
 
 def layers(recipe: step_lib.Recipe, channels: int, limits: Ceilings) -> list[Layer]:
-  """Times every layer with weights by itself, on random numbers.
+  """Times every layer with weights by itself, on random numbers, for one device's share of a batch.
 
   Args:
     recipe: of the run.
@@ -77,20 +85,27 @@ def layers(recipe: step_lib.Recipe, channels: int, limits: Ceilings) -> list[Lay
     limits: as `ceilings` measured them.
   """
   size = (*recipe.size, channels)
+  batch_size = recipe.batch_size // recipe.split.mesh.size
+  repeats = 1 if jax.default_backend() == "cpu" else _REPEATS
   found: list[Layer] = []
   for row in architectures.trace(recipe.net.table, size):
     if row.multiply_adds:
-      flops, moved = cost(row, size, recipe.batch_size, jnp.dtype(recipe.net.dtype).itemsize)
+      onward = bool(found) and not recipe.rule.direct
+      itemsize = jnp.dtype(recipe.net.dtype).itemsize
+      flops, moved = cost(row, size, batch_size, itemsize, onward)
       bound = max(flops / limits.flops, moved / limits.bytes)
-      shape = (recipe.batch_size, *size)
-      seconds = best(*_alone(recipe.net, row.layer, shape, onward=bool(found)), calls=5)
-      found.append(Layer(row.name, flops, moved, bound, seconds))
+      alone = _alone(recipe.net, row.layer, (batch_size, *size), onward, repeats)
+      found.append(Layer(row.name, flops, moved, bound, best(*alone, calls=5) / repeats))
     size = row.size
   return found
 
 
 def cost(
-  row: architectures.Row, size: tuple[int, int, int], batch_size: int, itemsize: int
+  row: architectures.Row,
+  size: tuple[int, int, int],
+  batch_size: int,
+  itemsize: int,
+  onward: bool = True,
 ) -> tuple[float, float]:
   """(floating-point operations, bytes) of a layer in one training step.
 
@@ -99,20 +114,25 @@ def cost(
     size: of the layer's input.
     batch_size: images a step.
     itemsize: bytes of a number.
+    onward: whether the layer sends an error to one before it.
   """
-  numbers = batch_size * (math.prod(size) + math.prod(row.size)) + row.parameters
-  return 6.0 * batch_size * row.multiply_adds, 3.0 * itemsize * numbers
+  inputs, outputs = (batch_size * math.prod(s) for s in (size, row.size))
+  numbers = (2 + onward) * inputs + 3 * outputs + 3 * row.parameters
+  return 2.0 * (2 + onward) * batch_size * row.multiply_adds, float(itemsize * numbers)
 
 
 def _alone(
-  net: model.ConvNet, layer: architectures.Layer, shape: tuple[int, ...], onward: bool
+  net: model.ConvNet,
+  layer: architectures.Layer,
+  shape: tuple[int, ...],
+  onward: bool,
+  repeats: int,
 ) -> tuple[Any, ...]:
-  """(a step of the layer, its inputs); `onward` if it sends an error to a layer before it."""
+  """(so many steps of the layer in one call, its inputs); `onward` as in `cost`."""
   alone = net.clone(table=(layer,))
   x = jax.random.normal(jax.random.key(0), shape, net.dtype)
   variables = alone.init(jax.random.key(1), x[:1])
 
-  @jax.jit
   def there_and_back(variables, x):
     if onward:
       y, pull = jax.vjp(alone.apply, variables, x)
@@ -120,4 +140,15 @@ def _alone(
       y, pull = jax.vjp(lambda variables: alone.apply(variables, x), variables)
     return pull(y)
 
-  return there_and_back, variables, x
+  @jax.jit
+  def steps(variables, x):
+    first = there_and_back(variables, x)
+    return first if repeats == 1 else jax.lax.fori_loop(1, repeats, again, (variables, x, first))
+
+  def again(_, carry):
+    # It waits for the one before: its weights have that one's gradient in them, none times.
+    variables, x, (gradient, *_) = carry
+    variables = jax.tree.map(lambda w, g: w + 0 * g, variables, gradient)
+    return variables, x, there_and_back(variables, x)
+
+  return steps, variables, x
