@@ -56,13 +56,13 @@ def _rates(values: tuple) -> bool:
 
 
 def _epochs(values: tuple) -> bool:
-  positive = all(isinstance(v, int | float) and v > 0 for v in values)
+  positive = all(isinstance(v, int | float) and 0 < v < math.inf for v in values)
   return positive and all(a < b for a, b in itertools.pairwise(values))
 
 
 def _pool(value: str) -> bool:
   try:
-    return value in architectures.POOLS or float(value) >= 1
+    return value in architectures.POOLS or 1 <= float(value) < math.inf
   except ValueError:
     return False
 
@@ -70,10 +70,18 @@ def _pool(value: str) -> bool:
 _GRAHAM = augmentation.Graham()
 
 KEYS: dict[str, Key] = {
-  "seed": _integer(0, 0, "decides every random number of the run"),
+  "seed": Key(
+    0,
+    "an integer from 0, below 2^32",
+    lambda v: 0 <= v < 2**32,
+    "decides every random number of the run",
+  ),
   "model.name": _one_of("all_cnn_c", architectures.NAMES, "the network"),
   "model.width": Key(
-    1.0, "a number above 0", lambda v: v > 0, "factor on the features of every layer but the last"
+    1.0,
+    "a number above 0",
+    lambda v: 0 < v < math.inf,
+    "factor on the features of every layer but the last",
   ),
   "model.head": _one_of(
     "conv", architectures.HEADS, "1x1 convolutions and a global average, or dense layers"
@@ -127,7 +135,7 @@ KEYS: dict[str, Key] = {
   "graham.colour": Key(
     _GRAHAM.colour,
     "four numbers from 0",
-    lambda v: len(v) == 4 and all(isinstance(x, int | float) and x >= 0 for x in v),
+    lambda v: len(v) == 4 and all(isinstance(x, int | float) and 0 <= x < math.inf for x in v),
     "deviations of a channel's offset (of 256 levels), gain, and slopes by row and column",
   ),
   "stream.workers": _integer(
@@ -203,10 +211,8 @@ KEYS: dict[str, Key] = {
   "log.every_steps": _integer(100, 1, "steps between lines of `metrics.jsonl`"),
 }
 
-# A run may be gone on with under other values of these keys, and of no others.
-MAY_CHANGE = (
-  "train.steps",
-  "train.epochs",
+# Keys that change no number.
+QUIET = (
   "log.every_steps",
   "checkpoint.every_steps",
   "checkpoint.least_seconds",
@@ -214,6 +220,8 @@ MAY_CHANGE = (
   "stream.workers",
   "stream.damaged",
 )
+# A run may be gone on with under other values of these keys, and of no others.
+MAY_CHANGE = ("train.steps", "train.epochs", *QUIET)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

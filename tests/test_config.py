@@ -1,3 +1,5 @@
+import math
+
 import ml_collections
 import pytest
 
@@ -45,6 +47,10 @@ def test_json_keeps_every_value_and_type():
     ("graham__colour", (1.0, 2.0), "four numbers"),
     ("graham__skew", 1.0, "below 1"),
     ("stream__damaged", 1.5, "below 1"),
+    ("model__width", math.inf, "above 0"),
+    ("model__pool", "inf", "p >= 1"),
+    ("optimizer__drops", (5, math.inf), "rising"),
+    ("graham__colour", (math.inf, 0, 0, 0), "four numbers"),
   ],
 )
 def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, said):

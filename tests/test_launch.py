@@ -77,6 +77,8 @@ BAD = [  # (words, what the line must say)
   (["describe"], "--config"),
   (["describe", QUICK, "--config2=configs/nothing.py"], "--config2"),
   (["describe", QUICK, "--config.model.width=0"], "above 0"),
+  (["describe", "--config=configs/cifar10.py:all_cnn_d"], "Did you mean 'all_cnn_"),
+  (["visualize", "--workdir=README.md", "--figure=1"], "README.md"),
   (["visualize", "--workdir={run}", "--figure=3", "--channels=a"], "--channels"),
   (["visualize", "--figure=3"], "--workdir"),
   (["visualize", "--workdir={run}", "--figure=3"], "no config.json"),
@@ -100,7 +102,8 @@ BAD = [  # (words, what the line must say)
   *(
     (["train", QUICK, "--workdir={run}", f"--config.{value}"], said)
     for value, said in (
-      ("seed=-1", "at least 0"),
+      ("seed=-1", "from 0"),
+      ("seed=4294967296", "below 2^32"),
       ("model.name=all_cnn", "Did you mean"),
       ("model.init=xavier", "lecun_normal"),
       ("model.head=mlp", "conv, dense"),

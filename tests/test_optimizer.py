@@ -116,6 +116,15 @@ def test_muon_moves_a_layer_as_if_there_were_no_other():
   np.testing.assert_allclose(matrix_of(one["conv1"]), matrix_of(two["conv1"]), atol=1e-5)
 
 
+def test_muon_takes_a_layer_without_biases():
+  """As one whose biases never have a gradient."""
+  still = {"kernel": layer(0, 3, 3, 2, 8)["kernel"], "bias": jnp.zeros(8)}
+  other = {"conv2": layer(1, 3, 3, 9, 12)}
+  bare = moves({"conv1": {"kernel": still["kernel"]}} | other)["conv1"]
+  assert bare.keys() == {"kernel"}
+  np.testing.assert_allclose(bare["kernel"], moves({"conv1": still} | other)["conv1"]["kernel"])
+
+
 @pytest.mark.parametrize("decay_bias", [True, False])
 def test_muons_decay_is_a_share_of_the_weight(decay_bias):
   still = jax.tree.map(jnp.zeros_like, {"conv1": layer(0, 3, 3, 2, 8)})

@@ -27,6 +27,13 @@ def test_a_record_says_what_its_run_s_folder_does(tiny, tmp_path):
   assert records.read(tmp_path / "runs" / "a")[0].metrics == run.metrics
 
 
+def test_a_run_s_record_is_called_as_its_folder_is(tiny, tmp_path, monkeypatch):
+  tiny.train.steps = 1
+  loop.train(tiny, tmp_path / "run")
+  monkeypatch.chdir(tmp_path / "run")
+  assert records.read(".")[0].name == "run"
+
+
 def test_a_folder_without_runs_is_refused(tmp_path):
   with pytest.raises(UsageError, match="holds neither runs nor their records"):
     records.read(tmp_path)

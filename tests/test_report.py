@@ -46,6 +46,8 @@ def test_two_runs_are_one_line_in_markdown_json_and_html(two, tmp_path):
   assert (kept / "TABLE.md").read_text() == first
   with pytest.raises(UsageError, match="holds records already"):
     report.report(kept, tmp_path / "elsewhere")
+  with pytest.raises(UsageError, match=r"TABLE\.md cannot be written"):
+    report.report(two, kept / "TABLE.md")
 
 
 def test_broken_runs_are_told(two):

@@ -48,7 +48,8 @@ class Trainer:
     if isinstance(outcome, BaseException):
       raise outcome
     if outcome == "stopped":
-      return loop.Outcome("stopped", 1)
+      return loop.Outcome("stopped", 1, asked=True)
+    late, outcome = outcome == "late", 90.0 if outcome == "late" else outcome
     status = outcome if isinstance(outcome, str) else "ok"
     held_out = config.dataset.validation
     step = config.train.epochs * ((96 - held_out) // config.train.batch_size)
@@ -62,7 +63,7 @@ class Trainer:
       "dataset": config.dataset.name,
     }
     (workdir / "evaluation.json").write_text(json.dumps(values))
-    return loop.Outcome(status, step)
+    return loop.Outcome(status, step, late)
 
 
 @pytest.fixture
@@ -108,6 +109,15 @@ def test_what_is_done_is_skipped_and_what_stopped_is_gone_on_with(declared, trai
   assert trainer.trained == []
 
 
+def test_asked_to_stop_while_a_run_ends_it_begins_no_other(declared, trainer, tmp_path):
+  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": "late"}
+  assert go(declared, tmp_path / "s")[0] == "stopped"
+  assert len(trainer.trained) == 2
+  trainer.outcomes = {}
+  assert go(declared, tmp_path / "s") == ("done", 0)
+  assert len(trainer.trained) == len(set(trainer.trained)) == 8
+
+
 @pytest.mark.parametrize(
   "change", [{"step": 3}, {"split": "train"}, {"dataset": "digits"}, {"views": 3}]
 )
@@ -151,10 +161,11 @@ def test_what_hinders_every_run_breaks_none(error, declared, trainer, tmp_path):
 def test_a_dead_or_diverged_rate_is_not_chosen(declared, trainer, tmp_path):
   trainer.outcomes = {
     "strided_cnn_a-colours-rate0.01-held_out": "dead",
-    "-all_cnn_a-colours-rate0.01-held_out": "diverged",
+    "all_cnn_a-colours-rate0.01-held_out": "diverged",
   }
   go(declared, tmp_path / "s")
   assert "strided_cnn_a-colours-rate0.1-seed0" in trainer.trained
+  assert "all_cnn_a-colours-rate0.1-seed0" in trainer.trained
   trainer.outcomes = {"held_out": "diverged"}
   trainer.trained = []
   assert go(declared, tmp_path / "none") == ("done", 0)
@@ -196,13 +207,19 @@ def test_the_cost_is_told_before_and_the_time_left_once_runs_are_done(
   # 2 trials of 9 steps and 2 seeds of 12, an epoch each.
   assert said.startswith("Units: 1. Runs: 4, 4 epochs, ")
   plan = sweep.plan(declared, {})
-  run = plan.trials("strided_cnn_a-colours")[0]
-  metrics = {"step": 9, "images_per_second": 8.0}
-  (tmp_path / "s" / run.name / "metrics.jsonl").write_text(json.dumps(metrics) + "\n")
+  first, second = (tmp_path / "s" / run.name for run in plan.trials("strided_cnn_a-colours"))
+  last = plan.finals("strided_cnn_a-colours", 0.1)[1].name  # the rate that is left
+  # 9 steps of 8 images in 9 s. Another run diverged after one of its 9, in a second: 10 steps done.
+  (first / "metrics.jsonl").write_text('{"step": 9, "images_per_second": 8.0}\n')
+  (second / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 8.0}\n')
+  values = json.loads((second / "evaluation.json").read_text())
+  (second / "evaluation.json").write_text(json.dumps(values | {"status": "diverged", "step": 1}))
+  (tmp_path / "s" / f"{last}.broken").write_text("RuntimeError\n")
+  trainer.outcomes = {"rate0.1-seed0": "stopped"}
   go(declared, tmp_path / "s", index=0)
   said = capsys.readouterr().out.splitlines()[0]
-  assert "Done: 4, " in said
-  assert "0:00:00 left" in said
+  assert "Done: 2, " in said
+  assert "0:00:12 left" in said  # 12 steps; the broken one's are not waited for
 
 
 def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):

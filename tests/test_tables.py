@@ -48,7 +48,8 @@ def test_the_mean_and_the_deviation_are_over_seeds_by_hand():
 
 
 def test_two_runs_of_one_config_stand_in_one_line():
-  runs = [run(8.0), run(9.0, seed=7, dataset__data_dir="/x", log__every_steps=3)]
+  runs = [run(8.0)]
+  runs.append(run(9.0, seed=7, dataset__data_dir="/x", log__every_steps=3, stream__workers=4))
   assert line(runs, "All-CNN-C").n == 2
 
 
@@ -94,6 +95,13 @@ def test_an_error_on_other_images_is_not_the_run_s(change):
   runs[1].evaluation.update(change)
   found = line(runs, "All-CNN-C")
   assert (found.n, found.otherwise, found.error) == (1, 1, 8.0)
+
+
+def test_a_damaged_record_does_not_make_a_training_error_the_run_s():
+  found = run()
+  found.metrics.insert(0, {"step": 3, "split": "train", "damaged": "record 3"})
+  found.evaluation["split"] = "train"
+  assert line([found], "All-CNN-C").n == 0
 
 
 def test_a_difference_is_given_only_where_the_paper_s_experiment_was_repeated():

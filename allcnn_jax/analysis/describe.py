@@ -38,9 +38,9 @@ def _kind(layer: architectures.Layer) -> str:
 
 def lines(config: ml_collections.ConfigDict) -> list[str]:
   """The table as text, its totals below; `field` and `stride` are pixels of the image."""
+  traced = rows(config)
   h, w, c = parts.image(config)
   cells = [_HEADER, ("image", "", f"{h}x{w}x{c}", "1", "1", "", "")]
-  traced = rows(config)
   for r in traced:
     size = "x".join(map(str, r.size))
     costs = (f"{n:,}" if n else "" for n in (r.parameters, r.multiply_adds))

@@ -102,7 +102,7 @@ def write(sheet: Sheet | alignment.Chart, directory: epath.Path) -> list[epath.P
   Image.fromarray(image).save(drawn, "png", dpi=(_DPI, _DPI), optimize=True)
   arrays = io.BytesIO()
   np.savez_compressed(arrays, title=sheet.title, caption=sheet.caption, **sheet.arrays)
-  directory.mkdir(parents=True, exist_ok=True)
+  files.make_folder(directory, str(directory))
   paths = [directory / f"{sheet.name}.npz", directory / f"{sheet.name}.png"]
   files.write(paths[0], arrays.getvalue())
   files.write(paths[1], drawn.getvalue())

@@ -94,6 +94,7 @@ OURS = (
       "model.width": 1.0,
       "dataset.validation": 0,
       "dataset.augment": "graham",
+      "train.epochs": 350,
       "train.steps": 0,
     },
   ),

@@ -16,8 +16,8 @@ from allcnn_jax.training import evaluate, reporting, sweep
 REPORT = "report.json"
 _NO_RECORDS = (REPORT, sweep.FILE)
 _MACHINE = ("hardware", "versions", "commit")
-# Keys that change no number, so that runs that differ in them alone are runs of one config.
-_QUIET = ("seed", "dataset.data_dir", "log.", "checkpoint.")
+# Runs that differ in these keys alone are runs of one config.
+_QUIET = ("seed", "dataset.data_dir", *config_lib.QUIET)
 
 
 class Record(NamedTuple):
@@ -64,7 +64,7 @@ class Record(NamedTuple):
     if found.get("step", total) < total:
       return "not ended"
     # `evaluate` may have been here since, with another split, another set, or views.
-    splits = {x["split"] for x in self.metrics if "split" in x}
+    splits = {x["split"] for x in self.metrics if "eval_error" in x}
     name = self.config.dataset.name
     own = found.get("split") in {None, *splits} and found.get("dataset", name) == name
     return status if own and not found.get("views") else "evaluated otherwise"
@@ -73,6 +73,14 @@ class Record(NamedTuple):
   def seconds(self) -> float:
     """How long its training steps took."""
     return reporting.seconds(self.metrics, self.config.train.batch_size)
+
+
+def distinct(runs: Sequence[Record]) -> list[Record]:
+  """One run for each config and seed: several sweeps may have some in common."""
+  found: dict[str, Record] = {}
+  for run in runs:
+    found.setdefault(f"{run.config.seed} {_key(_telling(run))}", run)
+  return list(found.values())
 
 
 def groups(
@@ -86,17 +94,24 @@ def groups(
       agree in these follow in brackets.
     without: keys that the name leaves out; runs that differ in them are in two groups all the same.
   """
-  flat = [
-    {k: v for k, v in config_lib.leaves(run.config) if not k.startswith(_QUIET)} for run in runs
-  ]
+  flat = [_telling(run) for run in runs]
   found: dict[str, tuple[str, list[Record]]] = {}
   for run, values in zip(runs, flat):
     near = [f for f in flat if all(f[k] == values[k] for k in by)]
     told = {k: v for k, v in values.items() if k not in without and any(f[k] != v for f in near)}
     said = ", ".join(f"{k} {v}" for k, v in sorted(told.items()))
     name = ", ".join(str(values[k]) for k in by) + (f" ({said})" if said else "")
-    found.setdefault(json.dumps(values, sort_keys=True), (name, []))[1].append(run)
+    found.setdefault(_key(values), (name, []))[1].append(run)
   return list(found.values())
+
+
+def _telling(run: Record) -> dict[str, Any]:
+  """The keys that make a run one of its config, with their values."""
+  return {k: v for k, v in config_lib.leaves(run.config) if k not in _QUIET}
+
+
+def _key(values: dict[str, Any]) -> str:
+  return json.dumps(values, sort_keys=True)
 
 
 def write(workdir: epath.PathLike, path: epath.PathLike, command: str) -> None:
@@ -149,7 +164,7 @@ def _of_workdir(workdir: epath.Path) -> Record:
     reporting.read(workdir),
     json.loads(result.read_text()) if result.exists() else {},
     json.loads(kept.read_text()) if kept.exists() else {},
-    workdir.name,
+    workdir.name or workdir.resolve().name,
   )
 
 

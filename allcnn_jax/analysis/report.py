@@ -41,7 +41,7 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   paths = []
   if place != source:
     paths += _keep(source, runs, place)
-  place.mkdir(parents=True, exist_ok=True)
+  files.make_folder(place, f"--output={place}")
   drawn = [p for chart in curves(runs) for p in figures.write(chart, place / "figures")]
   pictures = figures.written(place / "figures", "figures/")
   if place == source:
@@ -80,7 +80,7 @@ def _keep(
   folders = [source if one else source / run.name for run in runs]
   if not all(folder.is_dir() for folder in folders):
     raise UsageError(f"--output={place}: {source} holds records already; copy them there.")
-  place.mkdir(parents=True, exist_ok=True)
+  files.make_folder(place, f"--output={place}")
   command = ""
   if (source / sweep.FILE).exists():
     text = (source / sweep.FILE).read_text()

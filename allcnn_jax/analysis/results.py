@@ -49,7 +49,9 @@ def _head(runs: list[records.Record]) -> str:
   """The first paper's own figures, and ours where its experiment was repeated."""
   lines = ["| test error | paper | here | n |", "| --- | --- | --- | --- |"]
   for row in printed.OURS:
-    repeated = [x for x in tables.fill((row,), runs) if x.error is not None and not x.unlike]
+    repeated = [
+      x for x in tables.fill((row,), records.distinct(runs)) if x.error is not None and not x.unlike
+    ]
     for here, n in [(_measured(x), x.n) for x in repeated] or [("", "")]:
       lines.append(f"| {row.name}, {row.data} | {row.error:g} % | {here} | {n} |")
   return "\n".join(lines)

@@ -86,11 +86,13 @@ def _muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
 
 
 def _stack(layers: PyTree) -> Float[Array, "layers rows columns"]:
-  """Each layer as a matrix of a row for each input and a last one for the bias."""
-  matrices = [
-    jnp.concatenate([layer["kernel"].reshape(-1, layer["bias"].size), layer["bias"][None]])
-    for layer in layers.values()
-  ]
+  """Each layer as a matrix of a row for each input and, if it has biases, a last one for them."""
+
+  def matrix(layer):
+    parts = [layer[part] for part in ("kernel", "bias") if part in layer]
+    return jnp.concatenate([x.reshape(-1, layer["kernel"].shape[-1]) for x in parts])
+
+  matrices = [matrix(layer) for layer in layers.values()]
   rows, columns = (max(sizes) for sizes in zip(*(m.shape for m in matrices)))
   return jnp.stack(
     [jnp.pad(m, ((0, rows - m.shape[0]), (0, columns - m.shape[1]))) for m in matrices]
@@ -101,10 +103,12 @@ def _unstack(stack: Float[Array, "layers rows columns"], like: PyTree) -> PyTree
   """The layers again, each times sqrt(columns / rows) where it is wider than tall."""
   layers = {}
   for (name, layer), matrix in zip(like.items(), stack):
-    features = layer["bias"].size
-    rows = layer["kernel"].size // features + 1
+    kernel = layer["kernel"]
+    inputs, features = kernel.size // kernel.shape[-1], kernel.shape[-1]
+    rows = inputs + ("bias" in layer)
     matrix = max(1, features / rows) ** 0.5 * matrix[:rows, :features]
-    layers[name] = {"kernel": matrix[:-1].reshape(layer["kernel"].shape), "bias": matrix[-1]}
+    moves = {"kernel": matrix[:inputs].reshape(kernel.shape), "bias": matrix[-1]}
+    layers[name] = {part: moves[part] for part in layer}
   return layers
 
 

@@ -12,6 +12,8 @@ from etils import epath
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
+from allcnn_jax import files
+
 
 class Reporter:
   """Tells how a run goes: a bar on a terminal, plain lines elsewhere, and two files.
@@ -156,4 +158,4 @@ def _drop_after(path: epath.Path, step: int) -> None:
   """Keeps the whole lines of steps up to `step`."""
   if path.exists():
     kept = [line for line in read(path.parent) if line["step"] <= step]
-    path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    files.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())

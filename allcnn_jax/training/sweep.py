@@ -19,13 +19,11 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import Hindered, UsageError
+from allcnn_jax.errors import Hindered, UsageError, unwritable
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import loop, parts, reporting, sharding
 
 FILE = "sweep.json"
-# Keys that may differ from one start of a sweep to the next: they change no number.
-_MAY_CHANGE = ("log.", "checkpoint.")
 
 
 class Run(NamedTuple):
@@ -208,7 +206,7 @@ class _Sweep:
     return self.workdir / f"{run.name}.broken"
 
   def _do(self, run: Run, unit: str) -> bool:
-    """Brings a run to its end, unless it has one or is broken. False: asked to stop before."""
+    """Brings a run to its end, unless it has one or is broken. False: asked to stop."""
     if self._mark(run).exists() or self._result(run, unit) is not None:
       return True
     reporting.note(f"-- {run.name}")
@@ -223,7 +221,7 @@ class _Sweep:
       files.write(self._mark(run), f"{line}\n".encode())
       reporting.note(f"Broken: {line}\nIt is passed until {self._mark(run)} is removed.")
       return True
-    return outcome.status != "stopped"
+    return not outcome.asked
 
   def _broken(self) -> int:
     marks = [path.name for path in self.workdir.glob("*.broken")]
@@ -231,14 +229,17 @@ class _Sweep:
 
   def _forecast(self) -> str:
     """What the sweep costs, what of it is done, and how long the rest will take."""
-    whole = work = epochs = done = worked = seconds = 0.0
+    whole = work = epochs = done = worked = left = seconds = 0.0
     for unit in self.units:
       cost, rate = self.costs[unit], self._chosen(unit)
       # A rate that is still to be chosen changes no cost.
       for run in self.plan.trials(unit) + self.plan.finals(unit, 0.0 if rate is None else rate):
         whole, work, epochs = whole + 1, work + cost.flop(run), epochs + cost.epochs(run)
-        if self._result(run, unit) is not None:
-          done, worked = done + 1, worked + cost.flop(run)
+        result = self._result(run, unit)
+        if result is None:
+          left += 0.0 if self._mark(run).exists() else cost.flop(run)
+        else:
+          done, worked = done + 1, worked + cost.flop(run) * result["step"] / cost.steps(run)
           lines = reporting.read(self.workdir / run.name)
           seconds += reporting.seconds(lines, run.config.train.batch_size)
     text = (
@@ -246,8 +247,8 @@ class _Sweep:
       f"Done: {done:g}, {_peta(worked)} PFLOP. Broken: {self._broken()}."
     )
     if seconds:
-      left = int((work - worked) / worked * seconds)
-      text += f" About {left // 3600}:{left // 60 % 60:02}:{left % 60:02} left, at their speed."
+      wait = int(left / worked * seconds)
+      text += f" About {wait // 3600}:{wait // 60 % 60:02}:{wait % 60:02} left, at their speed."
     return text
 
 
@@ -324,7 +325,7 @@ def _claim(plan: Plan, workdir: epath.Path, command: str) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     files.write(workdir / FILE, (json.dumps(values, indent=2) + "\n").encode())
   except OSError as error:
-    raise UsageError(f"--workdir={workdir} cannot be written: {error.strerror or error}.") from None
+    raise unwritable(f"--workdir={workdir}", error) from None
 
 
 def _told(values: dict[str, Any]) -> dict[str, Any]:
@@ -332,6 +333,6 @@ def _told(values: dict[str, Any]) -> dict[str, Any]:
   flat = {k: values[k] for k in ("rates", "held_out")} | {"units": list(values["units"])}
   for name, unit in values["units"].items():
     for key, value in config_lib.leaves(unit):
-      if not key.startswith(_MAY_CHANGE):
+      if key not in config_lib.QUIET:
         flat[f"{name} {key}"] = value
   return flat
