@@ -55,5 +55,6 @@ def get_config(arg="all_cnn_c"):
   config.checkpoint = ml_collections.ConfigDict(
     {"every_steps": 390, "least_seconds": 10.0, "keep": 2}
   )
-  config.log = ml_collections.ConfigDict({"every_steps": 50})
+  # A third of an epoch, and so many steps in one call of a GPU.
+  config.log = ml_collections.ConfigDict({"every_steps": 130})
   return config

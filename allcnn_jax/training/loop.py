@@ -160,13 +160,13 @@ class _Run:
         stop = self.asked_to_stop()
         log, look, save, measure = (step % every == 0 or step == self.total for every in periods)
         measure = measure and measures
-        if (log or look or save or measure or stop) and int(totals.bad_step) >= 0:
-          return self._diverged(report, int(totals.bad_step))
+        if log or look or save or measure or stop:
+          seen = jax.device_get(totals)
+          if seen.bad_step >= 0:
+            return self._diverged(report, int(seen.bad_step))
         if log:
-          n = int(totals.count)
-          report.training(
-            step, float(totals.loss) / n, 100 * int(totals.wrong) / n, float(rate(step - 1))
-          )
+          loss, error = float(seen.loss / seen.count), float(100 * seen.wrong / seen.count)
+          report.training(step, loss, error, float(rate(step - 1)))
           totals = zero()
         if look:
           scores = self._evaluate(report, step)
