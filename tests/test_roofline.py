@@ -55,7 +55,7 @@ def test_an_error_goes_before_every_layer_but_the_first_and_before_none_under_df
 def test_many_steps_of_a_layer_in_one_call_are_each_done(tiny):
   """The last of three gives what one gives."""
   recipe = parts.recipe(tiny, 10, 96)
-  layer = recipe.net.table[1]
+  layer = architectures.Conv(3, 5, 1, (1, 1))
   for onward in (True, False):
     one, three = (
       roofline._alone(recipe.net, layer, (4, 8, 8, 3), onward, repeats) for repeats in (1, 3)
