@@ -68,6 +68,7 @@ def _pool(value: str) -> bool:
 
 
 _GRAHAM = augmentation.Graham()
+_GRAHAM_SIDE = 32  # of the images that his numbers are for
 
 KEYS: dict[str, Key] = {
   "seed": Key(
@@ -267,6 +268,19 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise UsageError(
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "
       "colours on the scale of 'grey' and surrounds images with it."
+    )
+  stored = augmentation.stored_size(
+    config.dataset.augment, architectures.ARCHITECTURES[config.model.name].image
+  )
+  if config.dataset.augment == "graham" and min(stored[:2]) < _GRAHAM_SIDE:
+    raise UsageError(
+      f"model.name={config.model.name!r}: dataset.augment='graham' puts images on a canvas four times "
+      "as wide, and this network takes too small a one: large_all_cnn takes 126x126."
+    )
+  if config.dataset.preprocessing == "gcn_zca" and math.prod(stored) > preprocessing.LARGEST_ZCA:
+    raise UsageError(
+      f"dataset.preprocessing='gcn_zca' whitens images of up to {preprocessing.LARGEST_ZCA} values, not of "
+      f"{'x'.join(map(str, stored))}: standardize, grey and none take larger ones."
     )
   choices = {k: v for k, v in config.model.items() if k not in ("name", "init")}
   choices["dropout"] = tuple(choices["dropout"]) or None

@@ -1,6 +1,6 @@
 """What pictures cost: guided against plain gradients, a search for patches against a forward pass.
 
-  python benchmarks/saliency.py [--images=10000] [--batch=128] [--width=1.0] [--layer=conv7]
+  python -m benchmarks.saliency [--images=10000] [--batch=128] [--width=1.0] [--layer=conv7]
 
 Random weights and images: neither changes the work. Each time is the best of several runs after
 one that compiles, because other load only adds to a time; a search is over all the images.

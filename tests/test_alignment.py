@@ -40,6 +40,12 @@ def test_a_curve_is_the_mean_and_deviation_over_seeds_by_hand():
   np.testing.assert_allclose(line.spread, [np.sqrt(200), np.sqrt(800)])
 
 
+@pytest.mark.parametrize("figure", ["fa2", "fa3"])
+def test_backpropagation_alone_has_no_figure_of_its_own_errors(figure):
+  with pytest.raises(UsageError, match="Only runs under backpropagation"):
+    alignment.CHARTS[figure]([run("bp")])
+
+
 def test_runs_are_grouped_by_all_but_their_seed_and_named_by_what_differs():
   runs = [
     run(),

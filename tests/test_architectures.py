@@ -232,3 +232,18 @@ def test_dropout_may_stand_after_all_layers_or_the_1x1_ones(name):
 def test_dropout_elsewhere_needs_a_rate_for_the_input_and_one_for_the_rest():
   with pytest.raises(UsageError, match="has 5 dropout levels and not two"):
     architectures.resolve("large_all_cnn", 10, dropout_after="all")
+
+
+@pytest.mark.parametrize("name", [n for n in architectures.NAMES if n != "large_all_cnn"])
+def test_the_same_padding_is_xla_s(name):
+  table, image = (
+    getattr(architectures.resolve(name, 10, stride_padding="same"), k) for k in ("table", "image")
+  )
+  n = image[0]
+  for row in architectures.trace(table, image):
+    layer = row.layer
+    if isinstance(layer, Conv) and layer.stride > 1 and layer.padding != (0, 0):
+      (expected,) = jax.lax.padtype_to_pads((n,), (layer.kernel,), (layer.stride,), "SAME")
+      assert layer.padding == expected
+      assert row.size[0] == -(-n // layer.stride)
+    n = row.size[0]

@@ -44,3 +44,9 @@ def test_a_canvas_is_grey_around_the_image():
   )
   assert picture[0, 0].tolist() == [128] * 3
   assert picture[2, 2].tolist() == [255] * 3
+
+
+def test_what_stands_in_bfloat16_is_kept_in_numbers_that_can_be_read(strided):
+  strided.trained.config.train.dtype = "bfloat16"
+  arrays = sheet_of(strided, augment="shift").arrays
+  assert {arrays["evaluated"].dtype, arrays["augmented"].dtype} == {np.dtype(np.float32)}

@@ -58,6 +58,24 @@ def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, s
     config_lib.check(complete(**{path: value}))
 
 
+@pytest.mark.parametrize(
+  ("keys", "said"),
+  [
+    (
+      {"model__name": "large_all_cnn", "dataset__preprocessing": "gcn_zca"},
+      "up to 16384 values, not of 126x126x3",
+    ),
+    (
+      {"dataset__preprocessing": "grey", "dataset__augment": "graham"},
+      "'all_cnn_c': .*large_all_cnn takes 126x126",
+    ),
+  ],
+)
+def test_what_a_network_s_size_forbids_is_refused(keys, said):
+  with pytest.raises(UsageError, match=said):
+    config_lib.check(complete(**keys))
+
+
 def test_a_key_that_nothing_reads_is_refused():
   with pytest.raises(UsageError, match=r"Did you mean 'optimizer.learning_rate'"):
     complete(optimizer__learning_rat=0.1)

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -304,6 +305,18 @@ def test_variables_without_feedback_weights_are_refused_with_the_rule(net, varia
     given = learning_rules.create(other).init(net, variables, x, seed=0)
     with pytest.raises(UsageError, match=f"'{name}' needs feedback weights"):
       learning_rules.create(name).apply(net, given, x)
+
+
+@pytest.mark.parametrize("name", ["fa", "fa_usf", "dfa"])
+def test_weights_that_no_way_back_is_defined_for_are_refused(name, key):
+  class Loose(nn.Module):
+    @nn.compact
+    def __call__(self, x):
+      return nn.Dense(3)(nn.Dense(4)(x) @ self.param("mix", nn.initializers.ones, (4, 4)))
+
+  x = jnp.ones((2, 5))
+  with pytest.raises(UsageError, match="'mix' are in no"):
+    learning_rules.create(name).init(Loose(), Loose().init(key, x), x, seed=0)
 
 
 def test_wrong_rules_are_refused_before_anything_is_written(tiny, tmp_path):

@@ -87,6 +87,14 @@ def test_the_error_signals_are_those_of_feedback_alignment_by_hand(params, batch
   np.testing.assert_allclose(found["weight_angle/dense2"], np.degrees(np.arccos(cosine)), rtol=1e-4)
 
 
+def test_where_backpropagation_sends_nothing_no_angle_and_no_ratio_is_made_up(params, batch):
+  dead = {**params, "dense2": jax.tree.map(jnp.zeros_like, params["dense2"])}
+  for rule, between in (("fa", 90.0), ("bp", 90.0)):
+    found = measured(recipe(rule), dead, batch)
+    assert found["error_angle/dense1"] == between
+    assert np.isnan(found["error_ratio/dense1"])
+
+
 def test_noise_puts_every_layer_near_45_degrees(params, batch):
   """It is not passed on: it does not grow towards the input."""
   found = measured(recipe("bp_noise"), params, batch)

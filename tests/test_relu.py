@@ -83,3 +83,5 @@ def test_wrong_use_is_one_line():
     relu.relu(jnp.ones(2), "guide")
   with pytest.raises(UsageError, match="no ReLU"):
     relu.under(jnp.tanh, "guided")
+  with pytest.raises(UsageError, match="is no ReLU"):
+    relu.under(jnp.abs, "guided")

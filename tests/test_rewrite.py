@@ -96,6 +96,31 @@ def test_leaky_relus_keep_their_slope(rule, leak):
   np.testing.assert_allclose(pull(ruled), expected, rtol=1e-6)
 
 
+@pytest.mark.parametrize(
+  "spelt",
+  [
+    lambda x: jnp.maximum(x, 0),
+    lambda x: jnp.clip(x, 0),
+    lambda x: jnp.where(x > 0, x, 0),
+    lambda x: jnp.where(x <= 0, 0, x),
+    lambda x: x * (x > 0),
+    lambda x: (x > 0) * x,
+  ],
+)
+def test_a_relu_is_known_in_many_spellings(spelt):
+  np.testing.assert_array_equal(pull(rewrite.with_relu_rule(spelt, "guided")), pull(guided))
+
+
+@pytest.mark.parametrize(
+  "other",
+  [lambda x: jnp.where(x > 0, x, -x), lambda x: jax.nn.leaky_relu(x, -0.5)],
+)
+def test_what_falls_below_zero_is_no_relu_and_keeps_its_derivative(other):
+  with pytest.warns(UserWarning, match="a choice by the sign"):
+    result = pull(rewrite.with_relu_rule(lambda x: other(jax.nn.relu(x) - 1), "backprop"))
+  np.testing.assert_allclose(result, pull(lambda x: other(jax.nn.relu(x) - 1)))
+
+
 def test_a_custom_jvp_that_is_a_relu_is_a_relu():
   np.testing.assert_array_equal(
     pull(rewrite.with_relu_rule(straight_through, "guided")), pull(guided)

@@ -24,6 +24,17 @@ def test_photos_of_every_kind_come_in_the_net_s_channels(strided, tmp_path, mode
   assert grey.photo(save(tmp_path / "b.png", mode)).shape == (1, 20, 30, 1)
 
 
+def test_photos_of_65536_levels_are_scaled_and_those_of_fractions_refused(strided, tmp_path):
+  levels = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(8, 32)
+  for name, pixels in (("a.png", levels), ("b.tif", levels.astype(np.int32))):
+    Image.fromarray(pixels).save(tmp_path / name)
+    found = strided.photo(str(tmp_path / name))[0, ..., 0]
+    np.testing.assert_array_equal(found, np.arange(256).reshape(8, 32))
+  Image.fromarray(levels.astype(np.float32)).save(tmp_path / "c.tif")
+  with pytest.raises(UsageError, match="no integers"):
+    strided.photo(str(tmp_path / "c.tif"))
+
+
 def test_large_photos_are_made_smaller(strided, tmp_path):
   assert strided.photo(save(tmp_path / "a.png", "RGB", (2000, 1000))).shape == (1, 256, 512, 3)
 

@@ -1,5 +1,9 @@
 """Figures 4 to 6 and a user's own photos."""
 
+import dataclasses
+
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -7,7 +11,7 @@ from PIL import Image
 from allcnn_jax.analysis import saliency, three_ways
 from allcnn_jax.analysis.gallery import Request
 from allcnn_jax.errors import UsageError
-from allcnn_jax.nets import architectures
+from allcnn_jax.nets import architectures, model
 
 
 @pytest.fixture
@@ -35,6 +39,19 @@ def test_figure_4_asks_the_strongest_unit_of_the_last_convolution(strided):
   ways = ["image", "backpropagation", "deconvnet", "guided"]
   assert rows == [*ways, "random conv4", "and conv3", "and conv2", "and conv1"]
   assert sheet.columns == 2
+
+
+def test_images_may_be_stored_smaller_than_the_net_takes_them(strided, monkeypatch):
+  conv = architectures.Conv
+  table = (conv(3, 4, 2, (0, 0)), conv(3, 10, 1, (0, 0)), architectures.GlobalAverage())
+  net = model.ConvNet(table)
+  variables = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  trained = strided.trained._replace(net=net, variables=variables)
+  small = dataclasses.replace(strided, trained=trained, stored=(4, 4, 3))
+  raw = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
+  monkeypatch.setattr(type(small), "data", lambda *_: raw)
+  sheet = three_ways.figure5(Request(lambda: small))
+  assert sheet.arrays["without pooling: guided"].shape == (5, 32, 32, 3)
 
 
 def test_figure_5_asks_the_class_scores(strided):

@@ -89,8 +89,12 @@ def _measured(runs: Sequence[Record], what: str) -> list[Group]:
 
 
 def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> list[Panel]:
-  """A panel for each group whose errors are not backpropagation's, with a curve for each layer."""
-  return [
+  """A panel for each group whose errors are not backpropagation's, with a curve for each layer.
+
+  Raises:
+    UsageError: there is none.
+  """
+  panels = [
     Panel(
       label,
       ylabel,
@@ -100,6 +104,11 @@ def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> list[Panel
     for label, members in _measured(runs, what)
     if learning_rules.RULES[members[0].config.rule.name].sends_otherwise
   ]
+  if not panels:
+    raise UsageError(
+      f"Only runs under backpropagation's own errors have {what} here: it says nothing of them."
+    )
+  return panels
 
 
 def norms(runs: Sequence[Record]) -> Chart:

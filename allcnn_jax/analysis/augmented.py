@@ -40,7 +40,7 @@ def _first(source: sources.Source, views: int) -> list[np.ndarray]:
   batches = source.evaluation(_IMAGES, views)
   [batch] = itertools.islice(batches, 1)
   kept = np.asarray(batch.mask)
-  return [np.asarray(x)[kept] for x in batch.views]
+  return [np.asarray(x, np.float32)[kept] for x in batch.views]
 
 
 def _picture(

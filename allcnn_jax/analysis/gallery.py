@@ -111,7 +111,7 @@ def figure2(request: Request) -> Sheet:
       whole = subject.unwhiten(gradient)
       parts.append(patches.crop(whole, row, np.broadcast_to(position, (len(some), 2))))
     pictures = arrays[layer] = np.concatenate(parts)
-    arrays[f"{layer}channels_of"] = np.array(channels)
+    arrays[f"{layer}_channels"] = np.array(channels)
     per_row = 16
     rows = [
       sheet.signed_row(f"{channels[i]} to {channels[min(i + per_row, len(pictures)) - 1]}", part)

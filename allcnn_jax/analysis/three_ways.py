@@ -46,7 +46,8 @@ def _switched(request: Request, name: str, default: Callable) -> Sheet:
 def figure6(request: Request) -> Sheet:
   """Fig. 6: the three ways back in a network trained with max-pooling."""
   subject = request.load()
-  if not any(gallery.has_switches(x) for x in subject.net.table):
+  pools = [x.kind for x in subject.net.table if isinstance(x, architectures.Pool)]
+  if "max" not in pools:
     raise UsageError(
       "Figure 6 is of a network trained with max-pooling, such as "
       f"--config=configs/cifar10.py:model_c; {subject.trained.config.model.name} has no such layer."
@@ -61,7 +62,7 @@ def _three_ways(subject, request: Request, name: str, layer: str, nets: dict) ->
   raw = _images(subject, request)
   inputs, seen = subject.inputs(raw), subject.seen(raw)
   channels = gallery.channels_of(
-    request, layer, saliency.locate(subject.net, layer, raw.shape[1:]).size[-1]
+    request, layer, saliency.locate(subject.net, layer, inputs.shape[1:]).size[-1]
   )
   if len(channels) > 1:
     raise UsageError(f"{name} shows one unit for each image: --channels takes one number here.")

@@ -22,6 +22,7 @@ from jaxtyping import Float, UInt8
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
+LARGEST_ZCA = 1 << 14  # values of an image: so many squared, in float64, are 2 GB
 _CHUNK = 1000  # images at a time: their copies are small enough for memory that is used again
 Images = Float[np.ndarray | jax.Array, "n h w c"]
 Raw = UInt8[np.ndarray | jax.Array, "n h w c"]
@@ -140,9 +141,12 @@ class Standardize:
 
   @classmethod
   def fit(cls, images: Raw) -> "Standardize":
-    # A histogram holds all that a mean and a deviation need, at no cost in memory.
-    counts = [np.bincount(images[..., c].ravel(), minlength=256) for c in range(images.shape[-1])]
-    shares = np.stack(counts) / images[..., 0].size
+    # A histogram holds all that a mean and a deviation need, at little cost in memory.
+    counts = np.zeros((images.shape[-1], 256), np.int64)
+    for i in range(0, len(images), _CHUNK):
+      for c, one in enumerate(counts):
+        one += np.bincount(images[i : i + _CHUNK, ..., c].ravel(), minlength=256)
+    shares = counts / images[..., 0].size
     mean = shares @ np.arange(256)
     deviation = np.sqrt(shares @ np.square(np.arange(256)) - np.square(mean))
     deviation = np.where(deviation == 0, 1, deviation)

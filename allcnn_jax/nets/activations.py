@@ -4,7 +4,8 @@ A ReLU is known by what it computes, not by what somebody called it:
 
   max(x, 0)                    `jnp.maximum`, `jnp.clip(x, 0)`, inside `jax.nn.relu`
   max(x, c x)                  a leaky ReLU, 0 < c < 1
-  select(x > 0, x, 0 or c x)   `jnp.where`, inside `jax.nn.leaky_relu`
+  select(x > 0, x, 0 or c x)   `jnp.where`, inside `jax.nn.leaky_relu`, c not below 0
+  x (x > 0)                    a product with what is 1 or 0
 """
 
 import jax
@@ -18,7 +19,7 @@ _NAMED = (
   *("relu6", "selu", "silu", "soft_sign", "softplus", "sparse_plus", "sparse_sigmoid"),
   "squareplus",
 )
-_PRIMITIVES = ("tanh", "logistic", "erf", "erfc", "sin", "clamp", "min")
+_PRIMITIVES = ("tanh", "logistic", "erf", "erfc", "sin", "cos", "atan", "clamp", "min")
 _COMPARISONS = ("gt", "ge", "lt", "le")
 
 
@@ -84,6 +85,9 @@ def as_relu(eqn, scope: Scope):
       found = _as_max(a, b, scope) or _as_max(b, a, scope)
     case "select_n" | "jit" if choice := _choice(eqn):
       found = _as_choice(*choice, scope)
+    case "mul":
+      a, b = eqn.invars
+      found = _as_product(a, b, scope) or _as_product(b, a, scope)
     case "jit" | "custom_jvp_call":
       found = _as_call(eqn, scope)
     case _:
@@ -119,16 +123,27 @@ def _choice(eqn):
 
 
 def _as_choice(condition, there, elsewhere, scope: Scope):
+  if not (sign := _sign(condition, scope)):
+    return None
+  x, above = sign
+  value, other = (there, elsewhere) if above else (elsewhere, there)
+  leak = 0.0 if scope.constant(other) == 0 else scope.factor(other, x)
+  return (x, leak) if value is x and leak is not None and leak >= 0 else None
+
+
+def _as_product(x, gate, scope: Scope):
+  cast = scope.source(gate, "convert_element_type")
+  return (x, 0.0) if cast and _sign(cast.invars[0], scope) == (x, True) else None
+
+
+def _sign(condition, scope: Scope):
+  """(x, whether it asks for x above zero rather than below) of a comparison with zero."""
   if not (compared := scope.source(condition, *_COMPARISONS)):
     return None
   a, b = compared.invars
   above = compared.primitive.name in ("gt", "ge")
   x, bound, above = (a, b, above) if scope.constant(b) == 0 else (b, a, not above)
-  value, other = (there, elsewhere) if above else (elsewhere, there)
-  if scope.constant(bound) != 0 or value is not x:
-    return None
-  leak = 0.0 if scope.constant(other) == 0 else scope.factor(other, x)
-  return None if leak is None else (x, leak)
+  return (x, above) if scope.constant(bound) == 0 else None
 
 
 def _as_call(eqn, scope: Scope):

@@ -426,7 +426,7 @@ def resolve(
   if stride_padding not in STRIDE_PADDINGS:
     raise unknown("stride padding", stride_padding, STRIDE_PADDINGS)
   if stride_padding == "same":
-    table = tuple(_least_padding(x) for x in table)
+    table = _least_padding(table, base.image)
 
   rates = base.dropout if dropout is None else tuple(dropout)
   if len(rates) != len(base.dropout) or not all(0 <= r < 1 for r in rates):
@@ -478,12 +478,17 @@ def _is_norm(pool: str) -> bool:
     return False
 
 
-def _least_padding(layer: Layer) -> Layer:
-  """XLA's "SAME" at a stride, for maps whose size the stride divides."""
-  if not isinstance(layer, Conv) or layer.stride == 1 or layer.padding == (0, 0):
-    return layer
-  total = max(layer.kernel - layer.stride, 0)
-  return dataclasses.replace(layer, padding=(total // 2, total - total // 2))
+def _least_padding(table: Table, image: tuple[int, int, int]) -> Table:
+  """XLA's "SAME" at a stride, for images of a size."""
+  padded = []
+  for layer in table:
+    if isinstance(layer, Conv) and layer.stride > 1 and layer.padding != (0, 0):
+      total = (-(-image[0] // layer.stride) - 1) * layer.stride + layer.kernel - image[0]
+      total = max(total, 0)
+      layer = dataclasses.replace(layer, padding=(total // 2, total - total // 2))
+    padded.append(layer)
+    image = trace((layer,), image)[0].size
+  return tuple(padded)
 
 
 def named(table: Table) -> list[tuple[str, Layer]]:

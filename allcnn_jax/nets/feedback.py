@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, no_type_check
 
 import flax.linen as nn
 import jax
+from flax import traverse_util
 from jaxtyping import Array, Float, Key, PyTree
 
 from allcnn_jax.errors import UsageError, unknown
@@ -218,7 +219,7 @@ def layers(
   """The layers with weights, in the order of the forward pass; nothing is computed.
 
   Raises:
-    UsageError: the network has weights in a layer that is neither `nn.Conv` nor `nn.Dense`.
+    UsageError: the network has weights elsewhere than in `nn.Conv` and `nn.Dense`.
   """
   found: dict[tuple[str, ...], Layer] = {}
 
@@ -233,6 +234,11 @@ def layers(
       return net.apply(variables, images)
 
   jax.eval_shape(run, variables, images)
+  for path, w in traverse_util.flatten_dict(variables["params"]).items():
+    if w.ndim > 1 and path[:-1] not in found:
+      raise UsageError(
+        f"The weights {'/'.join(path)!r} are in no nn.Conv or nn.Dense, for which a way back is defined."
+      )
   return list(found.values())
 
 

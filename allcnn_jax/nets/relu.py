@@ -91,7 +91,7 @@ def under(act, rule: str):
   with jax.ensure_compile_time_eval():
     probe = np.asarray(act(jnp.array([-2.0, -1.0, 1.0, 2.0])))
   leak = -float(probe[1])
-  # A ReLU is the identity above zero and a multiple of it below.
-  if not np.allclose(probe, [-2 * leak, -leak, 1, 2]):
+  # A ReLU is the identity above zero and a multiple of it below, of the same sign.
+  if leak < 0 or not np.allclose(probe, [-2 * leak, -leak, 1, 2]):
     raise UsageError(f"The activation {act} is no ReLU: guided ways back are defined for ReLUs.")
   return functools.partial(relu, rule=rule, leak=leak)

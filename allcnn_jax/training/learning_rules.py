@@ -134,6 +134,8 @@ class Rule:
       UsageError: the rule is not defined for the network.
     """
     added: dict[str, dict[Path, Array]] = {}
+    if self.sends_otherwise:
+      feedback.layers(net, variables, images)  # refuses weights elsewhere
     if self.draws or self.direct:
       there = traverse_util.flatten_dict(variables.get("feedback", {}))
       added["feedback"] = {

@@ -216,8 +216,9 @@ class _Run:
   def _measure(self, report: Reporter, step: int) -> None:
     """Measures how errors align, on the same images each time: the first ones, unaugmented."""
     batch = self.train_images.first(self.config.train.batch_size)
-    values = measurements.measure(self.recipe, self.state.variables, batch)
-    report.alignment(step, {name: float(value) for name, value in values.items()})
+    found = measurements.measure(self.recipe, self.state.variables, batch)
+    values = {name: float(value) for name, value in found.items()}
+    report.alignment(step, {name: x for name, x in values.items() if math.isfinite(x)})
 
   def _finish(self, report: Reporter, step: int, scores: evaluate.Scores) -> Outcome:
     values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)

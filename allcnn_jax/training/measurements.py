@@ -24,8 +24,10 @@ def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
 
   Written as 2 atan(|u - v| / |u + v|) of the unit vectors, which is exact near 0 and 180 too.
   """
-  u, v = (x.astype(jnp.float32) / jnp.maximum(learning_rules.norm(x), _TINY) for x in (u, v))
-  return jnp.degrees(2 * jnp.arctan2(learning_rules.norm(u - v), learning_rules.norm(u + v)))
+  norms = [learning_rules.norm(x) for x in (u, v)]
+  u, v = (x.astype(jnp.float32) / jnp.maximum(n, _TINY) for x, n in zip((u, v), norms))
+  between = 2 * jnp.arctan2(learning_rules.norm(u - v), learning_rules.norm(u + v))
+  return jnp.where(jnp.minimum(*norms) > 0, jnp.degrees(between), 90.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -42,7 +44,8 @@ def measure(
   Returns:
     error_angle: between the rule's error signal and backpropagation's at the layer's output
       before its activation, as vectors over the batch; degrees ([M18] Fig. 3).
-    error_ratio: the norm of the rule's over that of backpropagation's ([M18] Fig. 2).
+    error_ratio: the norm of the rule's over that of backpropagation's ([M18] Fig. 2); no number
+      where that is zero, as in a dead network.
     weight_angle: between W and B, degrees; for rules that have a B of the shape of W. That of
       the first layer carries nothing.
     sign_differs, sign_ever_differed: the shares of a layer's weights whose sign is not that at
@@ -52,7 +55,8 @@ def measure(
   found = {}
   for path, bp in by_bp.items():
     d = by_rule[path]
-    ratio = learning_rules.norm(d) / jnp.maximum(learning_rules.norm(bp), _TINY)
+    norm = learning_rules.norm(bp)
+    ratio = jnp.where(norm > 0, learning_rules.norm(d) / norm, jnp.nan)
     found |= {("error_angle", *path[:-1]): angle(d, bp), ("error_ratio", *path[:-1]): ratio}
 
   kernels = learning_rules.kernels_of(variables["params"])
