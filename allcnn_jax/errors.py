@@ -25,9 +25,19 @@ class Busy(Hindered):
   """Another process trains in the run's folder."""
 
 
+# What a full disk is called, and a user's full share of one.
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+def is_full(error: Exception) -> bool:
+  """Whether something could not be written for want of space; TensorStore has an error of its own."""
+  said = ("No space left", "quota exceeded")
+  return getattr(error, "errno", None) in _NO_SPACE or any(x in str(error) for x in said)
+
+
 def unwritable(what: str, error: OSError) -> UsageError:
   """An error for a file or folder, as the user named it, that cannot be written."""
-  kind = DiskFull if error.errno == errno.ENOSPC else UsageError
+  kind = DiskFull if is_full(error) else UsageError
   return kind(f"{what} cannot be written: {error.strerror or error}.")
 
 

@@ -5,15 +5,36 @@ import uuid
 
 from etils import epath
 
-from allcnn_jax.errors import unwritable
+from allcnn_jax.errors import UsageError, unwritable
 
 
 def write(path: epath.PathLike, content: bytes) -> None:
-  """Writes beside `path`, under a name of its own, then renames."""
+  """Writes beside `path`, under a name of its own, then renames; what fails leaves nothing behind."""
   path = epath.Path(path)
   beside = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.writing")
-  beside.write_bytes(content)
-  beside.replace(path)
+  try:
+    beside.write_bytes(content)
+    beside.replace(path)
+  except BaseException:
+    beside.unlink(missing_ok=True)
+    raise
+
+
+def is_bucket(path: epath.PathLike) -> bool:
+  """Whether it is in an object store: without locks, and without files that are renamed or linked."""
+  return "://" in str(path)
+
+
+def inside(folder: epath.PathLike) -> list[epath.Path]:
+  """What is in a folder.
+
+  Raises:
+    UsageError: it may not be read.
+  """
+  try:
+    return list(epath.Path(folder).iterdir())
+  except OSError as error:
+    raise UsageError(f"{folder} cannot be read: {error.strerror or error}.") from None
 
 
 def make_folder(path: epath.PathLike, told: str) -> None:

@@ -13,6 +13,7 @@ import json
 import pathlib
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -77,7 +78,8 @@ def kill(workdir, moment, draw, seconds):
     wait(process, lambda: {x for x in saved(workdir) - before if not x.isdecimal()})
     time.sleep(draw.uniform(0, 0.03))
   process.kill()
-  process.communicate()
+  _, errors = process.communicate()
+  assert process.returncode in (0, -signal.SIGKILL), errors
   return process.returncode != 0
 
 

@@ -153,3 +153,12 @@ def test_no_pretrained_weights_are_published_yet():
       checkpoints.load_pretrained(name)
   with pytest.raises(UsageError, match="Did you mean 'all_cnn_c_cifar10'"):
     checkpoints.load_pretrained("all_cnn_c_cifar100")
+
+
+def test_in_a_bucket_a_checkpoint_is_whole_when_orbax_has_marked_it(tmp_path, monkeypatch):
+  for step in (2, 4):
+    (tmp_path / "checkpoints" / str(step)).mkdir(parents=True)
+  (tmp_path / "checkpoints" / "2" / "commit_success.txt").touch()
+  assert checkpoints.Checkpoints(tmp_path).steps() == [2, 4]
+  monkeypatch.setattr(checkpoints.files, "is_bucket", lambda path: True)
+  assert checkpoints.Checkpoints(tmp_path).steps() == [2]

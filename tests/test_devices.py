@@ -130,3 +130,13 @@ def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
     assert statuses == [0, 0], errors
   disturbed, whole = map(processes.weights, (workdir, tmp_path / "whole"))
   jax.tree.map(np.testing.assert_array_equal, disturbed, whole)
+
+
+def test_what_the_first_alone_finds_wrong_ends_it_with_2_and_the_others_with_it(tmp_path):
+  (tmp_path / "file").touch()
+  since = time.monotonic()
+  statuses, _, errors = processes.finish(*two(tmp_path / "file" / "run", 2))
+  assert statuses[0] == 2, errors
+  assert "cannot be written" in errors[0]
+  assert statuses[1] != 0
+  assert time.monotonic() - since < 60

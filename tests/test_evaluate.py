@@ -50,6 +50,15 @@ def test_every_image_counts_once_at_any_batch_size(case, batch_size):
   np.testing.assert_allclose(scores.loss, loss, rtol=1e-5)
 
 
+def test_where_no_result_can_stand_nothing_is_evaluated(tiny, tmp_path, monkeypatch):
+  tiny.train.steps = 1
+  loop.train(tiny, tmp_path / "run")
+  monkeypatch.setattr(evaluate.os, "access", lambda *_: False)
+  monkeypatch.setattr(evaluate, "evaluate", None)
+  with pytest.raises(UsageError, match="may not be written to"):
+    evaluate.from_workdir(tmp_path / "run")
+
+
 def test_larger_images_are_cut_to_their_centre(case):
   net, variables, images, labels, loss, _ = case
   larger = np.pad(images, ((0, 0), (3, 3), (3, 3), (0, 0)), constant_values=9)

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from allcnn_jax.errors import Busy
+from allcnn_jax.errors import Busy, UsageError
 from allcnn_jax.training.lock import Lock
 
 
@@ -28,6 +28,12 @@ def test_a_process_that_was_killed_leaves_none(tmp_path):
   process.join()
   assert process.exitcode == -9
   with Lock(tmp_path) as lock:
+    lock.take()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(tmp_path):
+  (tmp_path / ".lock").mkdir()
+  with Lock(tmp_path) as lock, pytest.raises(UsageError, match=r"\.lock cannot be written"):
     lock.take()
 
 

@@ -148,6 +148,13 @@ def test_asked_to_stop_at_its_very_end_a_run_ends_and_says_so(tiny, tmp_path, mo
   assert (outcome.status in ("ok", "dead"), outcome.step, outcome.asked) == (True, 2, True)
 
 
+def test_a_run_that_has_ended_says_nothing_twice(tiny, tmp_path):
+  tiny.train.steps = 2
+  outcomes = [loop.train(tiny, tmp_path / "run") for _ in range(2)]
+  assert outcomes[0] == outcomes[1]
+  assert [x["step"] for x in metrics(tmp_path / "run") if "eval_error" in x] == [2]
+
+
 def test_the_step_is_compiled_once(tiny, tmp_path, caplog):
   tiny.train.steps = 14  # beyond an epoch, with three lines of the log
   jax.clear_caches()
@@ -169,18 +176,20 @@ def test_the_machine_is_that_which_trained(tiny, tmp_path, monkeypatch):
   assert json.loads(kept.read_text()) == {"hardware": "second"}
 
 
-@pytest.mark.parametrize("name", ["config.json", "evaluation.json"])
-def test_a_full_disk_is_told_as_one(tiny, tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+  ("name", "number"), [("config.json", errno.ENOSPC), ("evaluation.json", errno.EDQUOT)]
+)
+def test_a_full_disk_is_told_as_one(tiny, tmp_path, monkeypatch, name, number):
   tiny.train.steps = 2
   write = files.write
 
   def full(path, content):
     if path.name == name:
-      raise OSError(errno.ENOSPC, "No space left on device")
+      raise OSError(number, os.strerror(number))
     write(path, content)
 
   monkeypatch.setattr(files, "write", full)
-  with pytest.raises(DiskFull, match="No space left"):
+  with pytest.raises(DiskFull, match=r"No space left|quota exceeded"):
     loop.train(tiny, tmp_path / "run")
 
 

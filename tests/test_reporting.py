@@ -71,3 +71,10 @@ def test_the_time_of_training_is_that_of_its_steps_by_hand(tmp_path):
   cut = '{"step": 40, "images_per'
   (tmp_path / "metrics.jsonl").write_text("\n".join([*map(json.dumps, lines), cut]))
   assert reporting.read(tmp_path) == lines
+
+
+def test_in_a_bucket_there_are_no_event_files(tmp_path, monkeypatch):
+  monkeypatch.setattr(reporting.files, "is_bucket", lambda path: True)
+  report(tmp_path, [10])
+  assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
+  assert len(lines(tmp_path)) == 2

@@ -3,6 +3,9 @@
 import dataclasses
 import io
 import itertools
+import multiprocessing
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -152,6 +155,17 @@ def test_a_set_without_one_readable_record_is_refused(photos):
   assert len(set(batch.damaged)) == 18
   with pytest.raises(UsageError, match="no image can be read"):
     nothing.sample((32, 32))
+
+
+def test_workers_leave_signals_to_the_run(train):
+  batches = train.training(CROPS, 6, 0, workers=1)
+  first = [next(batches)]
+  for worker in multiprocessing.active_children():
+    for number in (signal.SIGINT, signal.SIGTERM):
+      os.kill(worker.pid, number)
+  found = first + [next(batches) for _ in range(8)]  # more than wait in memory
+  batches.close()
+  same(found, take(train.training(CROPS, 6, 0), 9))
 
 
 def test_held_out_records_are_not_trained_on(photos):

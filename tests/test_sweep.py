@@ -15,7 +15,7 @@ from test_configs import SWEEPS
 
 import launch
 from allcnn_jax import config as config_lib
-from allcnn_jax import errors
+from allcnn_jax import errors, files
 from allcnn_jax.analysis import printed
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
@@ -235,6 +235,22 @@ def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
   sweep.sweep(sweep.plan(declared, {"log.every_steps": 9}, seeds=3), tmp_path / "s")
   with pytest.raises(UsageError, match="holds no sweep"):
     go(declared, tmp_path)
+
+
+def test_jobs_of_an_array_that_begin_together_are_one_sweep(
+  declared, trainer, tmp_path, monkeypatch
+):
+  go(declared, tmp_path / "other", index=0)
+  written = (tmp_path / "other" / sweep.FILE).read_bytes()
+  (tmp_path / "s").mkdir()
+  inside = files.inside
+
+  def while_another_writes(folder):
+    (tmp_path / "s" / sweep.FILE).write_bytes(written)
+    return inside(folder)
+
+  monkeypatch.setattr(files, "inside", while_another_writes)
+  assert go(declared, tmp_path / "s", index=1) == ("done", 0)
 
 
 def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_path):

@@ -12,6 +12,9 @@ import gc
 import io
 import os
 import re
+import signal
+import threading
+import time
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -304,8 +307,22 @@ def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
     if not flags.FLAGS.is_parsed():  # Grain asks for flags of its own, which we do not offer.
       flags.FLAGS.mark_as_parsed()
     options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=1)
-    return _Owned(iter(batches.mp_prefetch(options)))
+    return _Owned(iter(batches.mp_prefetch(options, _begin_worker)))
   return iter(batches)
+
+
+def _begin_worker(index: int, count: int) -> None:
+  """Signals to the whole group are the run's to answer; but without the run a worker ends."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  run = os.getppid()
+
+  def watch():
+    while os.getppid() == run:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
 
 
 class _Owned:

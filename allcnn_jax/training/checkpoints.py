@@ -1,7 +1,7 @@
 """Checkpoints of the whole training state; the only importer of Orbax.
 
-A checkpoint is written beside its place and renamed, so that one that can be seen is whole. What
-happens to its files later is found out by their checksums, which stand beside them. It holds
+A checkpoint is written beside its place and renamed, so that one that can be seen is whole; in a
+bucket, which cannot rename, it is whole when Orbax has put its mark into it. What happens to its files later is found out by their checksums, which stand beside them. It holds
 arrays and JSON, nothing that could run when it is read.
 """
 
@@ -22,11 +22,12 @@ from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
 from allcnn_jax import files
-from allcnn_jax.errors import DiskFull, UsageError, unknown
+from allcnn_jax.errors import DiskFull, UsageError, is_full, unknown
 from allcnn_jax.training import sharding
 from allcnn_jax.training.step import TrainState
 
 _SUMS = "checksums.json"
+_WHOLE = "commit_success.txt"  # Orbax's mark in a bucket
 # Orbax tells of every save on the terminal, and of what fails before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -42,7 +43,7 @@ class Checkpoints:
       keep: how many of the newest are kept at a save.
     """
     place = epath.Path(workdir)
-    if "://" not in str(workdir):
+    if not files.is_bucket(workdir):
       place = place.resolve()  # Orbax takes absolute paths only
     self._path = place / "checkpoints"
     self._keep = keep
@@ -52,7 +53,10 @@ class Checkpoints:
     """The steps that have a whole checkpoint, oldest first."""
     if not self._path.exists():
       return []
-    return sorted(int(p.name) for p in self._path.iterdir() if p.name.isdecimal())
+    found = [p for p in self._path.iterdir() if p.name.isdecimal()]
+    if files.is_bucket(self._path):
+      found = [p for p in found if (p / _WHOLE).exists()]
+    return sorted(int(p.name) for p in found)
 
   def save(self, state: TrainState) -> None:
     """Writes the state and returns when it is safe; older checkpoints than `keep` go.
@@ -64,8 +68,8 @@ class Checkpoints:
     try:
       self._check_room()
       self._save(step, state)
-    except Exception as error:  # TensorStore has an error of its own for a full disk
-      if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+    except Exception as error:
+      if not is_full(error):
         raise
       with contextlib.suppress(Exception):  # it would tell of the same once more
         self.close()
@@ -82,7 +86,7 @@ class Checkpoints:
     TensorStore prints a page of tracebacks when a write fails.
     """
     steps = self.steps()
-    if steps and "://" not in str(self._path):
+    if steps and not files.is_bucket(self._path):
       newest = pathlib.Path(self._path / str(steps[-1]))
       used = sum(x.stat().st_blocks * 512 for x in newest.rglob("*"))
       if shutil.disk_usage(self._path).free < 1.25 * used:

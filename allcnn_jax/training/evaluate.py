@@ -3,6 +3,7 @@
 import functools
 import json
 import math
+import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -180,6 +181,8 @@ def from_workdir(
     UsageError: something is missing, damaged, or does not fit the network.
   """
   trained = restore(workdir, step)
+  if not files.is_bucket(workdir) and not os.access(workdir, os.W_OK):
+    raise UsageError(f"{workdir} may not be written to, where the result would stand.")
   split = split or parts.eval_split(trained.config, dataset)
   if views and trained.config.dataset.augment == "none":
     raise UsageError(

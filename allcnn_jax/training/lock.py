@@ -5,7 +5,8 @@ from typing import IO
 
 from etils import epath
 
-from allcnn_jax.errors import Busy
+from allcnn_jax import files
+from allcnn_jax.errors import Busy, unwritable
 
 NAME = ".lock"
 
@@ -23,18 +24,20 @@ class Lock:
 
     Raises:
       Busy: another process has it.
+      UsageError: the folder may not be written to, or has no locks.
     """
-    if self._file or "://" in str(self._path):
+    if self._file or files.is_bucket(self._path):
       return
-    file = open(self._path, "a")  # noqa: SIM115 - it stays open until the lock is given back
     try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      file.close()
-      raise Busy(
-        f"Another process trains in {self._path.parent}: wait for its end, or choose another --workdir."
-      ) from None
-    self._file = file
+      self._file = open(self._path, "a")  # noqa: SIM115 - it stays open until the lock is given back
+      fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+      self.__exit__()
+      if isinstance(error, BlockingIOError):
+        raise Busy(
+          f"Another process trains in {self._path.parent}: wait for its end, or choose another --workdir."
+        ) from None
+      raise unwritable(str(self._path), error) from None
 
   def __enter__(self) -> "Lock":
     return self
@@ -42,3 +45,4 @@ class Lock:
   def __exit__(self, *_) -> None:
     if self._file:
       self._file.close()
+    self._file = None

@@ -1,7 +1,6 @@
 """The clock of a run: when to log, evaluate, save and stop."""
 
 import contextlib
-import errno
 import json
 import math
 import signal
@@ -18,7 +17,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import DiskFull, UsageError, unwritable
+from allcnn_jax.errors import DiskFull, UsageError, is_full, unwritable
 from allcnn_jax.training import (
   checkpoints,
   evaluate,
@@ -73,7 +72,7 @@ def train(
       # Several processes ask each other once a step, and no more.
       return outcome._replace(asked=not sharding.joined() and asked_to_stop())
   except OSError as error:
-    if error.errno != errno.ENOSPC:
+    if not is_full(error):
       raise
     raise DiskFull(f"No space left in {workdir}. The checkpoints there stay whole.") from None
 
@@ -260,7 +259,7 @@ def _check_workdir(
         )
     if sharding.is_first():
       lock.take()
-  elif workdir.exists() and not all(map(_may_be_ours, workdir.iterdir())):
+  elif workdir.exists() and not all(map(_may_be_ours, files.inside(workdir))):
     raise UsageError(f"{workdir} is not empty and holds no run of ours: choose another --workdir.")
 
 

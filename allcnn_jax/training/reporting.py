@@ -20,7 +20,7 @@ class Reporter:
 
   `metrics.jsonl` has one JSON object a line, each with its `step`; `tensorboard/` has the same
   numbers as event files. A run that goes on drops what an interrupted one wrote beyond its last
-  checkpoint, so that every step stands there once.
+  checkpoint, so that every step stands there once. In a bucket there are no event files.
   """
 
   def __init__(
@@ -36,10 +36,14 @@ class Reporter:
       batch_size: images a step, for the speed that is shown.
     """
     self._metrics = epath.Path(workdir) / "metrics.jsonl"
-    _drop_after(self._metrics, start or -1)  # step 0 itself is written by a run from the start
-    self._tensorboard = SummaryWriter(
-      str(epath.Path(workdir) / "tensorboard"), purge_step=start + 1
-    )
+    kept = _drop_after(
+      self._metrics, start or -1
+    )  # step 0 itself is written by a run from the start
+    self._evaluated = {(x["step"], x["split"]) for x in kept if "eval_error" in x}
+    self._tensorboard = None
+    if not files.is_bucket(workdir):  # tensorboardX would need another package there
+      place = str(epath.Path(workdir) / "tensorboard")
+      self._tensorboard = SummaryWriter(place, purge_step=start + 1)
     self._total, self._steps_per_epoch, self._batch_size = total, steps_per_epoch, batch_size
     self._bar = bar(start, total, "step")
     self._mark = (start, time.monotonic())
@@ -78,7 +82,8 @@ class Reporter:
 
   def evaluation(self, step: int, split: str, loss: float, error: float) -> None:
     """Tells of an evaluation; error in percent."""
-    self._write(step, {"split": split, "eval_loss": loss, "eval_error": error})
+    if (step, split) not in self._evaluated:  # as when a run that has ended is asked for again
+      self._write(step, {"split": split, "eval_loss": loss, "eval_error": error})
     self.note(f"step {step}/{self._total}  {split}: loss {loss:.4f}  error {error:.2f} %")
 
   def alignment(self, step: int, values: dict[str, float]) -> None:
@@ -98,7 +103,7 @@ class Reporter:
   def _write(self, step: int, values: dict[str, Any]) -> None:
     with self._metrics.open("a") as f:
       f.write(json.dumps({"step": step, **values}) + "\n")
-    for name, value in values.items():
+    for name, value in values.items() if self._tensorboard else ():
       if not isinstance(value, str):
         self._tensorboard.add_scalar(name, value, step)
 
@@ -106,7 +111,8 @@ class Reporter:
     """Ends the bar and writes out what is left."""
     self._bar.close()
     with contextlib.suppress(OSError):  # of a full disk, which `metrics.jsonl` speaks of
-      self._tensorboard.close()
+      if self._tensorboard:
+        self._tensorboard.close()
 
 
 def bar(start: int, total: int, unit: str) -> tqdm:
@@ -154,8 +160,9 @@ class Silent:
     return lambda *args: None
 
 
-def _drop_after(path: epath.Path, step: int) -> None:
-  """Keeps the whole lines of steps up to `step`."""
+def _drop_after(path: epath.Path, step: int) -> list[dict[str, Any]]:
+  """Keeps the whole lines of steps up to `step`, and returns them."""
+  kept = [line for line in read(path.parent) if line["step"] <= step]
   if path.exists():
-    kept = [line for line in read(path.parent) if line["step"] <= step]
     files.write(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+  return kept

@@ -312,6 +312,12 @@ def _claim(plan: Plan, workdir: epath.Path, command: str) -> None:
   values = json.loads(json.dumps(values))
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir={workdir} is a file.")
+  # Looked at before the file is asked for: the other jobs of an array may write it meanwhile.
+  others = (
+    [p for p in files.inside(workdir) if not p.name.endswith(".writing")]
+    if workdir.exists()
+    else []
+  )
   if (workdir / FILE).exists():
     theirs = json.loads((workdir / FILE).read_text())
     for key, ours in _told(values).items():
@@ -319,7 +325,7 @@ def _claim(plan: Plan, workdir: epath.Path, command: str) -> None:
         raise UsageError(
           f"{workdir} belongs to a sweep with {key}={_told(theirs).get(key)!r}, not {ours!r}: choose another --workdir."
         )
-  elif workdir.exists() and not all(p.name.endswith(".writing") for p in workdir.iterdir()):
+  elif others:
     raise UsageError(f"{workdir} is not empty and holds no sweep: choose another --workdir.")
   try:
     workdir.mkdir(parents=True, exist_ok=True)
