@@ -26,13 +26,15 @@ def is_bucket(path: epath.PathLike) -> bool:
 
 
 def inside(folder: epath.PathLike) -> list[epath.Path]:
-  """What is in a folder.
+  """What is in a folder; nothing if there is none.
 
   Raises:
     UsageError: it may not be read.
   """
   try:
     return list(epath.Path(folder).iterdir())
+  except FileNotFoundError:
+    return []
   except OSError as error:
     raise UsageError(f"{folder} cannot be read: {error.strerror or error}.") from None
 

@@ -1,8 +1,9 @@
 """Checkpoints of the whole training state; the only importer of Orbax.
 
 A checkpoint is written beside its place and renamed, so that one that can be seen is whole; in a
-bucket, which cannot rename, it is whole when Orbax has put its mark into it. What happens to its files later is found out by their checksums, which stand beside them. It holds
-arrays and JSON, nothing that could run when it is read.
+bucket, which cannot rename, it is whole when Orbax has put its mark into it. What happens to its
+files later is found out by their checksums, which stand beside them. It holds arrays and JSON,
+nothing that could run when it is read.
 """
 
 import contextlib

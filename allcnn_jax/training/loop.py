@@ -259,7 +259,7 @@ def _check_workdir(
         )
     if sharding.is_first():
       lock.take()
-  elif workdir.exists() and not all(map(_may_be_ours, files.inside(workdir))):
+  elif not all(map(_may_be_ours, files.inside(workdir))):
     raise UsageError(f"{workdir} is not empty and holds no run of ours: choose another --workdir.")
 
 

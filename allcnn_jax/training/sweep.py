@@ -313,11 +313,7 @@ def _claim(plan: Plan, workdir: epath.Path, command: str) -> None:
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir={workdir} is a file.")
   # Looked at before the file is asked for: the other jobs of an array may write it meanwhile.
-  others = (
-    [p for p in files.inside(workdir) if not p.name.endswith(".writing")]
-    if workdir.exists()
-    else []
-  )
+  others = [p for p in files.inside(workdir) if not p.name.endswith(".writing")]
   if (workdir / FILE).exists():
     theirs = json.loads((workdir / FILE).read_text())
     for key, ours in _told(values).items():
