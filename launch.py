@@ -265,20 +265,20 @@ def _keep_compiled() -> None:
 def main() -> None:
   """Runs what stands on the command line and exits with its status."""
   _keep_compiled()
-  job, joined = contextlib.nullcontext, lambda: False
+  job, leave = contextlib.nullcontext, lambda status: None
   if sys.argv[1:2] == ["train"]:
     from allcnn_jax.training import sharding
 
-    job, joined = sharding.job, sharding.joined
+    job, leave = sharding.job, sharding.leave
   try:
     with job():
       status = run(sys.argv[1:])
   except (UsageError, flags.Error) as error:
     print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     status = 2
-    # The usual way out would write to a full disk again, or wait for a job's other processes.
-    if isinstance(error, DiskFull) or joined():
-      os._exit(status)
+    leave(status)
+    if isinstance(error, DiskFull):
+      os._exit(status)  # the usual way out would try to write again, and complain of each file
   sys.exit(status)
 
 

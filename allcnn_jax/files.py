@@ -31,10 +31,9 @@ def inside(folder: epath.PathLike) -> list[epath.Path]:
   Raises:
     UsageError: it may not be read.
   """
+  folder = epath.Path(folder)
   try:
-    return list(epath.Path(folder).iterdir())
-  except FileNotFoundError:
-    return []
+    return list(folder.iterdir()) if folder.exists() else []
   except OSError as error:
     raise UsageError(f"{folder} cannot be read: {error.strerror or error}.") from None
 

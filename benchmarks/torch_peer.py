@@ -139,12 +139,8 @@ def main():
 
   ways, rates = {}, {}
   for way in COMPILED if torch.cuda.is_available() else ("plain", "compiled"):
-    try:
-      ways[way] = Training(flags, way)
-      ways[way].rate(3)  # compiles, chooses kernels, warms up
-    except RuntimeError as error:
-      print(f"torch_peer: {way}: {error}", file=sys.stderr)
-      continue
+    ways[way] = Training(flags, way)
+    ways[way].rate(3)  # compiles, chooses kernels, warms up
     rates[way] = ways[way].rate(max(3, flags.steps))
   best = max(rates, key=rates.get)
   about = {

@@ -140,3 +140,10 @@ def test_what_the_first_alone_finds_wrong_ends_it_with_2_and_the_others_with_it(
   assert "cannot be written" in errors[0]
   assert statuses[1] != 0
   assert time.monotonic() - since < 60
+
+
+def test_what_all_find_wrong_ends_all_with_2(tmp_path):
+  words = [*TRAIN, f"--workdir={tmp_path / 'run'}", "--config.train.batch_size=4000"]
+  statuses, _, errors = processes.finish(*processes.start_together(2, *words))
+  assert statuses == [2, 2], errors
+  assert not (tmp_path / "run").exists()

@@ -18,6 +18,7 @@ def test_every_table_is_the_one_that_its_records_make():
 
 def test_a_run_that_several_sweeps_have_counts_once():
   twice = [run(8.0, seed=0), run(9.0, seed=1), run(8.0, seed=0, log__every_steps=7)]
+  twice.insert(0, run(20.0, seed=1, step=390))  # interrupted
   (line,) = [x for x in results._head(twice).splitlines() if "±" in x]
   assert line.endswith("| 8.50 % ± 0.71 | 2 |")
 

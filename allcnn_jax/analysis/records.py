@@ -76,9 +76,9 @@ class Record(NamedTuple):
 
 
 def distinct(runs: Sequence[Record]) -> list[Record]:
-  """One run for each config and seed: several sweeps may have some in common."""
+  """One run for each config and seed, one that counts if there is: sweeps have some in common."""
   found: dict[str, Record] = {}
-  for run in runs:
+  for run in sorted(runs, key=lambda run: run.status != "ok"):
     found.setdefault(f"{run.config.seed} {_key(_telling(run))}", run)
   return list(found.values())
 

@@ -54,7 +54,7 @@ def ceilings(dtype: Any) -> Ceilings:
     dtype: of the matrices.
   """
   on_cpu = jax.default_backend() == "cpu"
-  side, count = (2048, 1 << 26) if on_cpu else (8192, 1 << 29)
+  side, count = (2048, 1 << 26) if on_cpu else (8192, 1 << 28)
   a = jax.random.normal(jax.random.key(0), (side, side), dtype)
   product = best(jax.jit(jnp.dot), a, a)
   many = jnp.ones((count,))

@@ -164,7 +164,7 @@ class _Run:
           if seen.bad_step >= 0:
             return self._diverged(report, int(seen.bad_step))
         if log:
-          loss, error = float(seen.loss / seen.count), float(100 * seen.wrong / seen.count)
+          loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
           report.training(step, loss, error, float(rate(step - 1)))
           totals = zero()
         if look:

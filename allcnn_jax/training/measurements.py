@@ -27,7 +27,7 @@ def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
   norms = [learning_rules.norm(x) for x in (u, v)]
   u, v = (x.astype(jnp.float32) / jnp.maximum(n, _TINY) for x, n in zip((u, v), norms))
   between = 2 * jnp.arctan2(learning_rules.norm(u - v), learning_rules.norm(u + v))
-  return jnp.where(jnp.minimum(*norms) > 0, jnp.degrees(between), 90.0)
+  return jnp.where(jnp.minimum(*norms) == 0, 90.0, jnp.degrees(between))
 
 
 @functools.partial(jax.jit, static_argnums=0)

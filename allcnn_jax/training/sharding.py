@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,6 +22,7 @@ from allcnn_jax.errors import UsageError
 _AXIS = "data"
 _DEAD_AFTER = 30  # seconds without a heartbeat
 _START_AGAIN = os.EX_TEMPFAIL
+_OTHERS_FIRST = 5  # seconds
 _BY_HAND = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
@@ -70,6 +72,17 @@ def job() -> Iterator[None]:
       flush=True,
     )
     os._exit(_START_AGAIN)  # the usual way out waits for the others
+
+
+def leave(status: int) -> None:
+  """Ends this process where it is part of a job, and does not wait for the others as usual.
+
+  What is wrong may be known to this process alone. The first one stays a while: the others, which
+  may have found the same, would be ended with it.
+  """
+  if joined():
+    time.sleep(_OTHERS_FIRST if is_first() else 0)
+    os._exit(status)
 
 
 def joined() -> bool:
