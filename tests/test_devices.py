@@ -134,12 +134,10 @@ def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
 
 def test_what_the_first_alone_finds_wrong_ends_it_with_2_and_the_others_with_it(tmp_path):
   (tmp_path / "file").touch()
-  since = time.monotonic()
   statuses, _, errors = processes.finish(*two(tmp_path / "file" / "run", 2))
   assert statuses[0] == 2, errors
   assert "cannot be written" in errors[0]
   assert statuses[1] != 0
-  assert time.monotonic() - since < 60
 
 
 def test_what_all_find_wrong_ends_all_with_2(tmp_path):
