@@ -59,7 +59,7 @@ def describe(values: flags.FlagValues) -> int:
 
 
 def visualize(values: flags.FlagValues) -> int:
-  """--workdir=DIR --figure=NAME [--layer=NAME] [--channels=0,1] [--input=PHOTO ...] [--step=N]"""
+  """--workdir=DIR --figure=NAME [--layer=NAME] [--channels=0,1] [--input=PHOTO ...] [--step=N] [--split=NAME]"""
   from allcnn_jax.analysis import figures
 
   if not all(c.isdecimal() for c in values.channels):
@@ -90,9 +90,7 @@ def compile(values: flags.FlagValues) -> int:
   """--config=FILE --topology=v5e:2x4|h200:1|... [--output=FILE]"""
   from allcnn_jax.analysis import compile as compile_lib
 
-  compiled = compile_lib.compile(_config(values), values.topology or "")
-  if values.output:
-    compile_lib.write(compiled, values.output)
+  compiled = compile_lib.compile(_config(values), values.topology or "", output=values.output)
   print(compile_lib.report(compiled))
   return 0 if compiled.fits else 1
 

@@ -60,13 +60,6 @@ def _epochs(values: tuple) -> bool:
   return positive and all(a < b for a, b in itertools.pairwise(values))
 
 
-def _pool(value: str) -> bool:
-  try:
-    return value in architectures.POOLS or 1 <= float(value) < math.inf
-  except ValueError:
-    return False
-
-
 _GRAHAM = augmentation.Graham()
 _GRAHAM_SIDE = 32  # of the images that his numbers are for
 
@@ -90,7 +83,7 @@ KEYS: dict[str, Key] = {
   "model.pool": Key(
     "max",
     " ".join(f"`{p}`" for p in architectures.POOLS) + ", or a number p >= 1: a p-norm",
-    _pool,
+    lambda v: v in architectures.POOLS or architectures.is_norm(v),
     "what stands where the table has pooling; `none` removes every stride too",
   ),
   "model.init": _one_of("he_normal", model.INITIALIZERS, "initializer of the kernels"),

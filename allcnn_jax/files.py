@@ -1,7 +1,10 @@
 """Files that are written whole or not at all, and the folder of those that can be made again."""
 
+import errno
+import json
 import os
 import uuid
+from typing import Any
 
 from etils import epath
 
@@ -50,6 +53,37 @@ def make_folder(path: epath.PathLike, told: str) -> None:
   """
   try:
     epath.Path(path).mkdir(parents=True, exist_ok=True)
+  except OSError as error:
+    raise unwritable(told, error) from None
+
+
+def check_file(path: epath.PathLike, told: str) -> None:
+  """Looks, before there is anything to write, whether a file can be written.
+
+  Args:
+    path: of the file.
+    told: how the user named it.
+
+  Raises:
+    UsageError: it is a folder, or would be in one that is not there or may not be written to.
+  """
+  path = epath.Path(path)
+  if path.is_dir():
+    raise UsageError(f"{told} is a folder: a file is wanted.")
+  if not path.parent.is_dir():
+    raise UsageError(f"{told}: there is no such folder.")
+  if not is_bucket(path) and not os.access(path if path.exists() else path.parent, os.W_OK):
+    raise UsageError(f"{told} cannot be written: {os.strerror(errno.EACCES)}.")
+
+
+def write_json(path: epath.PathLike, values: Any, told: str) -> None:
+  """Writes `values` into a file that the user named as `told`.
+
+  Raises:
+    UsageError: it cannot be written.
+  """
+  try:
+    epath.Path(path).write_text(json.dumps(values, indent=2) + "\n")
   except OSError as error:
     raise unwritable(told, error) from None
 

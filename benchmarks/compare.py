@@ -69,10 +69,9 @@ def main():
       )
     peer.stdin.close()
 
-  ratios = sorted(a / b for a, b in zip(here, there))
-  quartiles = [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]]
-  ratio = statistics.median(ratios)
-  print(f"x {ratio:.3f} of PyTorch's images a second ({quartiles[0]:.3f} to {quartiles[1]:.3f})")
+  ratios = [a / b for a, b in zip(here, there)]
+  ratio, (low, high) = statistics.median(ratios), benchmark.quartiles(ratios)
+  print(f"x {ratio:.3f} of PyTorch's images a second ({low:.3f} to {high:.3f})")
   if flags.output:
     asked = {k: v for k, v in vars(flags).items() if k not in ("python", "output")}
     values = {
@@ -81,7 +80,7 @@ def main():
       "peer": about,
       "images_per_second": {"here": here, "there": there},
       "ratio": ratio,
-      "quartiles": quartiles,
+      "quartiles": [low, high],
     }
     flags.output.write_text(json.dumps(values, indent=2) + "\n")
 

@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 
+from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import stream
 from allcnn_jax.training import machine
 
@@ -145,12 +146,12 @@ def main():
     print(f"ours {text.format(*one)}   tf.data {text.format(*other)}", flush=True)
   ours_core, ours_clock, peer_core, peer_clock = map(statistics.median, zip(*rounds))
   by = 1 if flags.workers else 0
-  ratios = sorted(x[by] / x[2 + by] for x in rounds)
+  ratios = [x[by] / x[2 + by] for x in rounds]
   found |= {
     "images_per_second_of_a_core": {"ours": ours_core, "tf_data": peer_core},
     "images_per_second_by_the_clock": {"ours": ours_clock, "tf_data": peer_clock},
     "ratio": statistics.median(ratios),
-    "ratio_quartiles": [ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4]],
+    "ratio_quartiles": benchmark.quartiles(ratios),
   }
   print(f"ratio {found['ratio']:.2f}")
   if flags.output:

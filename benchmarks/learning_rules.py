@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import benchmark
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules, machine, measurements, parts
 from allcnn_jax.training import step as step_lib
@@ -54,8 +55,8 @@ def compared(name, f, bp, rounds):
   """What `f` takes beside a step of backpropagation; both are called once before."""
   seconds(bp), seconds(f)
   pairs = [(seconds(f), seconds(bp)) for _ in range(rounds)]
-  ratios = sorted(a / b for a, b in pairs)
-  low, high = ratios[rounds // 4], ratios[-1 - rounds // 4]
+  ratios = [a / b for a, b in pairs]
+  low, high = benchmark.quartiles(ratios)
   ratio, taken = statistics.median(ratios), 1000 * statistics.median(a for a, _ in pairs)
   print(f"{name:18} {taken:8.1f} ms   x {ratio:.3f}   ({low:.3f} to {high:.3f})", flush=True)
   return {"ratio": ratio, "quartiles": [low, high], "milliseconds": taken}

@@ -1,6 +1,6 @@
 """What pictures cost: guided against plain gradients, a search for patches against a forward pass.
 
-  python -m benchmarks.saliency [--images=10000] [--batch=128] [--width=1.0] [--layer=conv7]
+  python -m benchmarks.saliency [--images=10000] [--batch=128] [--layer=conv7] [--output=FILE]
 
 Random weights and images: neither changes the work. Each time is the best of several runs after
 one that compiles, because other load only adds to a time; a search is over all the images.
@@ -9,13 +9,15 @@ one that compiles, because other load only adds to a time; a search is over all 
 import argparse
 import functools
 import json
+import pathlib
 import time
 
 import jax
 import numpy as np
 
 from allcnn_jax.analysis import patches, saliency
-from allcnn_jax.nets import model
+from allcnn_jax.nets import model, relu
+from allcnn_jax.training import machine
 
 
 def seconds(functions: dict, repeats: int) -> dict[str, float]:
@@ -37,6 +39,7 @@ def main() -> None:
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--layer", default="conv7")
   parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
   args = parser.parse_args()
 
   net = model.create("all_cnn_c", 10, width=args.width)
@@ -53,9 +56,7 @@ def main() -> None:
   )
   gradients = {
     "plain": lambda: plain(variables, batch),
-    **{
-      rule: functools.partial(attribute, rule=rule) for rule in ("backprop", "deconvnet", "guided")
-    },
+    **{rule: functools.partial(attribute, rule=rule) for rule in relu.RULES},
   }
   forward = jax.jit(net.apply)
 
@@ -68,18 +69,18 @@ def main() -> None:
   }
   gradient = seconds(gradients, 5 * args.repeats)
   search = seconds(passes, args.repeats)
-  print(
-    json.dumps(
-      {
-        "device": jax.devices()[0].device_kind,
-        **vars(args),
-        "seconds": {k: round(v, 5) for k, v in (gradient | search).items()},
-        "guided / plain gradient": round(gradient["guided"] / gradient["plain"], 3),
-        "patches / forward": round(search["patches"] / search["forward"], 3),
-      },
-      indent=2,
-    )
-  )
+  found = {
+    **{name: value for name, value in vars(args).items() if name != "output"},
+    "seconds": gradient | search,
+    "guided / plain gradient": gradient["guided"] / gradient["plain"],
+    "patches / forward": search["patches"] / search["forward"],
+  }
+  for name, value in found["seconds"].items():
+    print(f"{name:10} {1000 * value:10.1f} ms")
+  for ratio in ("guided / plain gradient", "patches / forward"):
+    print(f"{ratio}: {found[ratio]:.3f}")
+  if args.output:
+    args.output.write_text(json.dumps(found | machine.machine(), indent=2) + "\n")
 
 
 if __name__ == "__main__":

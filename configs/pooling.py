@@ -52,4 +52,5 @@ def _small(pool):
   config.optimizer = ml_collections.ConfigDict()
   config.optimizer.name = "adam"
   config.optimizer.learning_rate = 0.001
+  config.log = ml_collections.ConfigDict({"every_steps": 39})  # 12 lines an epoch
   return config

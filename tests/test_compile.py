@@ -169,7 +169,7 @@ def check(compiled, config):
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])
 def test_all_cnn_c_for_eight_chips(mark, tmp_path):
   config = load("cifar10", "all_cnn_c,augment")
-  compiled = compile_lib.compile(config, "v5e:2x4")
+  compiled = compile_lib.compile(config, "v5e:2x4", output=tmp_path / "found.json")
   check(compiled, config)
   assert (compiled.devices, compiled.images) == (8, 16)
   step, steps, _ = compiled.programs
@@ -178,7 +178,6 @@ def test_all_cnn_c_for_eight_chips(mark, tmp_path):
   for program in (step, steps):
     # The set is there once, and takes no more than its bytes.
     assert set_bytes < program.memory < 1.1 * set_bytes
-  compile_lib.write(compiled, tmp_path / "found.json")
   found = json.loads((tmp_path / "found.json").read_text())
   assert found["fits"] is True
   assert [p["exchanged"] for p in found["programs"][:2]] == [step.exchanged, steps.exchanged]

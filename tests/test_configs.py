@@ -9,8 +9,9 @@ import pathlib
 import pytest
 
 from allcnn_jax import config as config_lib
+from allcnn_jax.data import datasets
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import evaluate, learning_rules, loop, optimizer
+from allcnn_jax.training import evaluate, learning_rules, loop, optimizer, parts
 
 FOLDER = pathlib.Path(__file__).parents[1] / "configs"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py"))
@@ -54,6 +55,24 @@ def test_it_runs_shrunk(name, argument, npz, tmp_path):
   outcome = loop.train(config, tmp_path / "run")
   assert outcome.step == 2
   assert evaluate.from_workdir(tmp_path / "run")["examples"] == 50
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_an_accelerator_does_many_steps_in_a_call(name):
+  module = importlib.import_module(f"configs.{name}")
+  arguments = {
+    "pooling": ["cifar10", "mnist"],
+    "feedback_alignment": ["fa_mnist,fa", "fa_cifar10_2,fa"],
+  }
+  for argument in arguments.get(name, [""]):
+    if name in SWEEPS:
+      configs = module.get_sweep(argument)["units"] if argument else module.get_sweep()["units"]
+    else:
+      configs = [module.get_config(argument) if argument else module.get_config()]
+    for config in map(config_lib.complete, configs):
+      sizes = datasets.sizes(config.dataset.name)
+      if config.dataset.name != "digits" and not sizes.varies:
+        assert parts.steps_a_call(config, sizes.train) >= 39
 
 
 @pytest.mark.parametrize("name", architectures.NAMES[:12])

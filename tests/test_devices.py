@@ -87,7 +87,7 @@ def metrics(workdir):
 
 
 def test_the_first_of_two_processes_writes_for_both(tmp_path):
-  words = [*TRAIN, "--config.train.steps=10"]
+  words = [*TRAIN, "--config.train.steps=15", "--config.checkpoint.least_seconds=1000"]
   both = processes.start_together(2, *words, f"--workdir={tmp_path / 'both'}")
   statuses, outs, errors = processes.finish(*both)
   assert statuses == [0, 0], errors
@@ -96,7 +96,9 @@ def test_the_first_of_two_processes_writes_for_both(tmp_path):
   assert "Done" in outs[0]
   assert "step" not in outs[1]
   first, second = metrics(tmp_path / "both"), metrics(tmp_path / "alone")
-  assert [x["step"] for x in first] == [x["step"] for x in second] == [5, 10, 10]
+  assert [x["step"] for x in first] == [x["step"] for x in second] == [5, 10, 15, 15]
+  for run in ("both", "alone"):
+    assert {p.name for p in (tmp_path / run / "checkpoints").iterdir()} == {"5", "15"}
   for a, b in zip(first, second):
     for name in ("train_loss", "eval_loss"):
       assert a.get(name, 0) == pytest.approx(b.get(name, 0), abs=1e-3)

@@ -1,7 +1,11 @@
+import json
+import os
+
 import pytest
 from etils import epath
 
 from allcnn_jax import files
+from allcnn_jax.errors import UsageError
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
@@ -19,3 +23,17 @@ def test_a_file_has_its_content_and_nothing_is_left_beside_it(tmp_path):
   files.write(tmp_path / "a", b"1")
   files.write(tmp_path / "a", b"2")
   assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("a", b"2")]
+
+
+def test_a_file_that_cannot_be_written_is_one_line_before_and_after(tmp_path, monkeypatch):
+  for place, said in ((tmp_path, "is a folder"), (tmp_path / "none" / "x", "no such folder")):
+    with pytest.raises(UsageError, match=f"--output=here.* {said}"):
+      files.check_file(place, "--output=here")
+  files.check_file(tmp_path / "x", "--output=here")
+  files.write_json(tmp_path / "x", {"a": [1]}, "--output=here")
+  assert json.loads((tmp_path / "x").read_text()) == {"a": [1]}
+  with pytest.raises(UsageError, match="--output=here cannot be written: Is a directory"):
+    files.write_json(tmp_path, {}, "--output=here")
+  monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
+  with pytest.raises(UsageError, match="--output=here cannot be written: Permission denied"):
+    files.check_file(tmp_path / "x", "--output=here")

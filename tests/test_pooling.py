@@ -32,9 +32,9 @@ def test_p_norm_is_equation_1(x, p, padding):
     np.testing.assert_allclose(pool(x, layer), expected, rtol=1e-5)
 
 
-def test_infinity_is_the_maximum(x):
+def test_the_maximum_is_where_the_norms_lead(x):
   x = jnp.abs(x)
-  layer = Pool("inf", 3, 2, (0, 1))
+  layer = Pool("max", 3, 2, (0, 1))
   np.testing.assert_array_equal(pool(x, layer), windows(np.asarray(x), layer).max(3))
   np.testing.assert_allclose(pool(x, Pool("400", 3, 2, (0, 1))), pool(x, layer), rtol=1e-2)
 

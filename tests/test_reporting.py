@@ -78,3 +78,11 @@ def test_in_a_bucket_there_are_no_event_files(tmp_path, monkeypatch):
   report(tmp_path, [10])
   assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
   assert len(lines(tmp_path)) == 2
+
+
+def test_another_process_tells_of_its_damaged_records_and_of_nothing_else(tmp_path, capsys):
+  silent = reporting.Silent()
+  silent.training(3, 1.0, 50.0, 0.1)
+  silent.damaged(3, "train", ["record 7"])
+  silent.close()
+  assert capsys.readouterr().out == "damaged, left out: train record 7\n"

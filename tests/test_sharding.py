@@ -1,3 +1,4 @@
+import dataclasses
 import os
 
 import jax
@@ -13,6 +14,16 @@ def test_a_batch_is_split_and_weights_are_not():
   n = jax.device_count()
   assert sharding.split(mesh).shard_shape((8 * n, 3)) == (8, 3)
   assert sharding.replicated(mesh).shard_shape((8 * n, 3)) == (8 * n, 3)
+
+
+def test_devices_stand_process_by_process_however_their_chips_are_laid():
+  Chip = dataclasses.make_dataclass("Chip", ["process_index", "id"], frozen=True)
+  chips = [Chip(i % 4 // 2, i) for i in range(8)]
+  row = sharding.mesh(chips[::-1]).devices
+  assert [(chip.process_index, chip.id) for chip in row] == [
+    *((0, i) for i in (0, 1, 4, 5)),
+    *((1, i) for i in (2, 3, 6, 7)),
+  ]
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):

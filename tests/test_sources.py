@@ -157,6 +157,14 @@ def test_too_many_damaged_records_stop_a_run(streamed, photos, tmp_path):
     loop.train(streamed, tmp_path / "run")
 
 
+def test_what_other_processes_could_not_read_counts_in_an_evaluation(streamed):
+  streamed.stream.damaged = 2 / 18
+  source = sources.open(streamed, "train")
+  source.check(evaluated=16)
+  with pytest.raises(UsageError, match=r"3 of the 18 records of photos train are damaged"):
+    source.check(evaluated=15)
+
+
 @pytest.mark.parametrize(
   ("key", "value", "said"),
   [

@@ -263,6 +263,9 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
   ):
     with pytest.raises(UsageError, match=said):
       sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
+  for wrong, said in (({"rate": (0.1,)}, "Did you mean 'rates'"), ({"units": []}, "needs `units`")):
+    with pytest.raises(UsageError, match=said):
+      sweep.plan({**declared, **wrong}, {})
   with pytest.raises(UsageError, match=r"0 strided_cnn_a-colours, 1 all_cnn_a"):
     go(declared, tmp_path / "s", index=2)
   assert not (tmp_path / "s").exists()

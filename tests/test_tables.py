@@ -6,6 +6,7 @@ import pytest
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import printed, report, tables
 from allcnn_jax.analysis.records import Record
+from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 
 PAPER = {
@@ -45,6 +46,11 @@ def test_the_mean_and_the_deviation_are_over_seeds_by_hand():
   assert (found.epoch, found.rate, found.printed) == (350, 0.05, 9.08)
   assert found.seconds == pytest.approx(350 / 2)
   assert found.epoch_seconds == pytest.approx(1 / 2)
+
+
+def test_a_table_that_there_is_not_is_one_line():
+  with pytest.raises(UsageError, match=r"Unknown table 'table5'.*Did you mean 'table"):
+    tables.make([run(8.0)], "table5")
 
 
 def test_two_runs_of_one_config_stand_in_one_line():

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from allcnn_jax.analysis import records
-from allcnn_jax.analysis.records import Record
+from allcnn_jax.analysis.records import Group, Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
 
@@ -49,9 +49,6 @@ class Chart(NamedTuple):
       for i, panel in enumerate(self.panels)
       for line in panel.lines
     }
-
-
-Group = tuple[str, list[Record]]
 
 
 def groups(runs: Sequence[Record]) -> list[Group]:

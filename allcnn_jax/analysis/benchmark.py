@@ -5,12 +5,12 @@ CPU or where training is given its batches one by one, many on an accelerator.
 """
 
 import contextlib
-import json
 import math
 import os
 import pathlib
 import statistics
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -22,7 +22,6 @@ from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.analysis import roofline
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, machine, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
 
@@ -137,7 +136,10 @@ def benchmark(
   Raises:
     UsageError: the config cannot be run here, or `output` or `profile` cannot be written.
   """
-  _check_places(output, profile)
+  if output is not None:
+    files.check_file(output, f"--output={output}")
+  if profile is not None:
+    files.make_folder(profile, f"--profile={profile}")
   run = Rounds(config)
   with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
     for _ in range(_WARM):  # the caches and clocks are warm from here on
@@ -148,12 +150,12 @@ def benchmark(
   peak = _peak_memory()
 
   recipe = run.recipe
-  rates = sorted(run.steps * recipe.batch_size / s for s in seconds)
+  rates = [run.steps * recipe.batch_size / s for s in seconds]
   median = statistics.median(rates)
   limits = roofline.ceilings(recipe.net.dtype)
   layers = roofline.layers(recipe, run.image[2], limits)
-  share = recipe.batch_size // jax.device_count()
-  flops = sum(row.flops for row in layers) / share
+  devices = recipe.split.mesh.size
+  flops = sum(row.flops for row in layers) / (recipe.batch_size // devices)
   found = {
     "network": config.model.name,
     "width": config.model.width,
@@ -164,7 +166,7 @@ def benchmark(
     **machine.machine(),
     "images_per_second": {
       "median": median,
-      "quartiles": [rates[len(rates) // 4], rates[-1 - len(rates) // 4]],
+      "quartiles": quartiles(rates),
       "rounds": len(rates),
       "steps_a_round": run.steps,
     },
@@ -172,7 +174,7 @@ def benchmark(
     "flops_per_image": flops,
     "flops": flops * median,
     "matrix_flops": limits.flops,
-    "fraction_of_matrix_flops": flops * median / limits.flops / jax.device_count(),
+    "fraction_of_matrix_flops": flops * median / limits.flops / devices,
     "memory_bandwidth": limits.bytes,
     "peak_memory": peak,
     "program_memory": run.memory,
@@ -183,18 +185,14 @@ def benchmark(
     "layers": [row._asdict() for row in layers],
   }
   if output is not None:
-    epath.Path(output).write_text(json.dumps(found, indent=2) + "\n")
+    files.write_json(output, found, f"--output={output}")
   return found
 
 
-def _check_places(output: epath.PathLike | None, profile: epath.PathLike | None) -> None:
-  """Raises UsageError, before anything is measured, for a file or folder that cannot be written."""
-  if output is not None and epath.Path(output).is_dir():
-    raise UsageError(f"--output={output} is a folder: a file is wanted.")
-  if output is not None and not epath.Path(output).parent.is_dir():
-    raise UsageError(f"--output={output}: there is no such folder.")
-  if profile is not None:
-    files.make_folder(profile, f"--profile={profile}")
+def quartiles(values: Iterable[float]) -> tuple[float, float]:
+  """The measured values a quarter from either end."""
+  ranked = sorted(values)
+  return ranked[len(ranked) // 4], ranked[-1 - len(ranked) // 4]
 
 
 def _random_images(

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 
 from allcnn_jax.analysis.alignment import Chart, Panel
 
-_DPI = 200
+DPI, FONT = 200, "DejaVu Sans"  # the font comes with matplotlib
 _COLUMNS = 4
 _SIZE = (3.2, 2.7)  # inches, of a panel
 _LETTER = 0.06  # inches, of a legend
@@ -32,8 +32,8 @@ def draw(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     legend = 0.16 * math.ceil(len(named) / abreast) + 0.15
   below = 0.16 * len(caption) + 0.15
   whole = height + 0.3 + legend + below
-  with matplotlib.rc_context({"font.size": 7, "font.family": "DejaVu Sans"}):
-    figure = Figure((width, whole), dpi=_DPI, layout="constrained")
+  with matplotlib.rc_context({"font.size": 7, "font.family": FONT}):
+    figure = Figure((width, whole), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     free = (legend + below) / whole
     figure.get_layout_engine().set(rect=(0, free, 1, 1 - free))

@@ -4,7 +4,6 @@ It needs shapes alone. What the compiler hands back says whether the run fits, w
 between devices, how many kernels a GPU starts, and what of a TPU it leaves unused.
 """
 
-import json
 import math
 import re
 import time
@@ -19,9 +18,9 @@ from jax.sharding import Mesh
 from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
+from allcnn_jax import files
 from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import UsageError, unwritable
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts, sharding
 from allcnn_jax.training import step as step_lib
@@ -129,6 +128,7 @@ def compile(
   config: ml_collections.ConfigDict,
   topology: str,
   programs: Sequence[str] = ("step", "steps", "evaluation"),
+  output: epath.PathLike | None = None,
 ) -> Compiled:
   """Compiles a config's own programs for a machine; only a set of one's own is read.
 
@@ -136,11 +136,14 @@ def compile(
     config: complete.
     topology: a TPU slice such as "v5e:2x4", or GPUs such as "h200:1".
     programs: which ones.
+    output: a JSON file to write.
 
   Raises:
-    UsageError: the config, the machine, or a batch that its devices cannot share.
+    UsageError: the config, the machine, a batch that its devices cannot share, or the file.
   """
   config_lib.check(config)
+  if output is not None:
+    files.check_file(output, f"--output={output}")
   target = targets.target(topology)
   devices = target.devices
   sharding.check_batch_size(config.train.batch_size, len(devices))
@@ -148,7 +151,7 @@ def compile(
   lowered = _lowered(config, sizes, sharding.mesh(devices))
   images = config.train.batch_size // len(devices)
   table = parts.network(config, sizes.classes).table
-  return Compiled(
+  compiled = Compiled(
     topology,
     len(devices),
     devices[0].device_kind,
@@ -165,6 +168,9 @@ def compile(
       if target.kind == "tpu" and isinstance(r.layer, architectures.Conv | architectures.Dense)
     ),
   )
+  if output is not None:
+    files.write_json(output, _plain(compiled), f"--output={output}")
+  return compiled
 
 
 def _lowered(
@@ -175,10 +181,7 @@ def _lowered(
   A set that is streamed is not on the devices: a step is given its batch, one at a time.
   """
   examples = sizes.train - config.dataset.validation
-  if config.train.batch_size > examples:
-    raise UsageError(
-      f"train.batch_size={config.train.batch_size} is more than the {examples} training images of {config.dataset.name}."
-    )
+  count = parts.steps_a_call(config, examples)
   recipe = parts.recipe(config, sizes.classes, examples, mesh)
 
   def placed(tree: PyTree, place: Any = sharding.replicated(mesh)) -> PyTree:  # noqa: B008
@@ -196,7 +199,7 @@ def _lowered(
   data = placed(step_lib.Stored(rows, zeros((examples,)), image))
   state = placed(jax.eval_shape(lambda: step_lib.init(recipe, image[2])))
   totals = placed(jax.eval_shape(step_lib.Totals.zero))
-  order, count = placed(zeros((examples,))), parts.steps_a_call(config, examples)
+  order = placed(zeros((examples,)))
 
   n = config.train.batch_size
   batch = step_lib.Images(zeros((n, *image), kind), zeros((n,)))
@@ -244,21 +247,30 @@ def _program(
   operations = list(hlo.operations(text))
   products = [x for x in operations if x.kind in ("convolution", "dot")]
   rounds = ("bf16[", "f32[") if kind == "tpu" else ("bf16[",)
+  counted = (
+    {"kernels": hlo.kernels(operations), "asking": hlo.asking(text)} if kind == "gpu" else {}
+  )
   return Program(
     name,
     steps,
-    memory.argument_size_in_bytes,
-    memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes,
-    memory.generated_code_size_in_bytes,
-    (compiled.cost_analysis() or {}).get("flops", 0.0),
-    tuple(x for x in operations if _EXCHANGE.fullmatch(x.kind)),
-    *((hlo.kernels(operations), hlo.asking(text)) if kind == "gpu" else (0, 0)),
-    len(products),
-    sum(x.activation == "relu" for x in products),
-    sum(any(s.startswith("f32") for s in x.shapes) for x in products),
-    tuple(x for x in products if x.precision or not all(s.startswith(rounds) for s in x.shapes)),
-    tuple(x for x in operations if x.kind in ("copy", "transpose") and _is_of_images(x, rows)),
-    seconds,
+    arguments=memory.argument_size_in_bytes,
+    temporaries=(
+      memory.temp_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
+    ),
+    code=memory.generated_code_size_in_bytes,
+    flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
+    exchanges=tuple(x for x in operations if _EXCHANGE.fullmatch(x.kind)),
+    convolutions=len(products),
+    with_relu=sum(x.activation == "relu" for x in products),
+    given_float32=sum(any(s.startswith("f32") for s in x.shapes) for x in products),
+    not_bfloat16=tuple(
+      x for x in products if x.precision or not all(s.startswith(rounds) for s in x.shapes)
+    ),
+    copies=tuple(
+      x for x in operations if x.kind in ("copy", "transpose") and _is_of_images(x, rows)
+    ),
+    seconds=seconds,
+    **counted,
   )
 
 
@@ -331,12 +343,8 @@ def _bytes(n: int | float) -> str:
   return f"{n:g} B"
 
 
-def write(compiled: Compiled, path: epath.PathLike) -> None:
-  """Writes what `compile` found as JSON.
-
-  Raises:
-    UsageError: the file cannot be written.
-  """
+def _plain(compiled: Compiled) -> dict[str, Any]:
+  """What `compile` found, as JSON has it."""
   plain = compiled._asdict() | {"fits": compiled.fits}
   plain["programs"] = [
     p._asdict()
@@ -345,10 +353,7 @@ def write(compiled: Compiled, path: epath.PathLike) -> None:
     for p in compiled.programs
   ]
   plain["paddings"] = [x._asdict() | {"waste": x.waste} for x in compiled.paddings]
-  try:
-    epath.Path(path).write_text(json.dumps(plain, indent=2) + "\n")
-  except OSError as error:
-    raise unwritable(f"--output={path}", error) from None
+  return plain
 
 
 _LISTS = ("exchanges", "not_bfloat16", "copies")

@@ -45,7 +45,6 @@ FIGURES: dict[str, Callable[[gallery.Request], Sheet]] = {
   "fa1": ways_back.figure,
 }
 
-_DPI, _FONT = 200, "DejaVu Sans"  # the font comes with matplotlib
 _GAP, _MARGIN = 6, 24  # pixels between pictures, and around the whole
 _SMALL, _TEXT, _TITLE = 6, 7, 11  # points
 
@@ -99,7 +98,7 @@ def write(sheet: Sheet | alignment.Chart, directory: epath.Path) -> list[epath.P
   """Writes NAME.npz, NAME.png and the page of all figures, each under its name only when whole."""
   drawn = io.BytesIO()
   image = charts.draw(sheet) if isinstance(sheet, alignment.Chart) else draw(sheet)
-  Image.fromarray(image).save(drawn, "png", dpi=(_DPI, _DPI), optimize=True)
+  Image.fromarray(image).save(drawn, "png", dpi=(charts.DPI, charts.DPI), optimize=True)
   arrays = io.BytesIO()
   np.savez_compressed(arrays, title=sheet.title, caption=sheet.caption, **sheet.arrays)
   files.make_folder(directory, str(directory))
@@ -122,7 +121,7 @@ def written(directory: epath.Path, place: str = "") -> list[page.Figure]:
       with np.load(io.BytesIO(arrays.read_bytes())) as archive:
         title, caption = str(archive["title"]), str(archive["caption"])
       png = path.read_bytes()
-      width = round(Image.open(io.BytesIO(png)).width * 96 / _DPI)
+      width = round(Image.open(io.BytesIO(png)).width * 96 / charts.DPI)
       figures.append(page.Figure(place + path.stem, title, caption, png, width))
   return figures
 
@@ -236,8 +235,8 @@ class _Canvas:
 
   def image(self) -> UInt8[np.ndarray, "h w 3"]:
     height, width = self._pixels.shape[:2]
-    with matplotlib.rc_context({"font.family": _FONT}):
-      figure = Figure((width / _DPI, height / _DPI), dpi=_DPI)
+    with matplotlib.rc_context({"font.family": charts.FONT}):
+      figure = Figure((width / charts.DPI, height / charts.DPI), dpi=charts.DPI)
       canvas = FigureCanvasAgg(figure)
       figure.figimage(self._pixels, origin="upper")
       for x, y, text, style in self._texts:
@@ -257,14 +256,14 @@ def _lines(texts: Sequence[str]) -> int:
 
 
 def _height(points: int, lines: int) -> int:
-  return round(points * _DPI / 72 * 1.4 * lines)
+  return round(points * charts.DPI / 72 * 1.4 * lines)
 
 
 @functools.cache
 def _width(text: str, points: int, weight: str = "normal") -> int:
   """Of the longest line, in pixels, as the canvas will set it."""
-  renderer = FigureCanvasAgg(Figure(dpi=_DPI)).get_renderer()
-  font = FontProperties(family=_FONT, weight=weight, size=points)
+  renderer = FigureCanvasAgg(Figure(dpi=charts.DPI)).get_renderer()
+  font = FontProperties(family=charts.FONT, weight=weight, size=points)
   lines = (line for line in text.split("\n") if line)
   sizes = (renderer.get_text_width_height_descent(x, font, ismath=False) for x in lines)
   return max((round(width) + 4 for width, _, _ in sizes), default=0)

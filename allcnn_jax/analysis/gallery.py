@@ -112,12 +112,10 @@ def figure2(request: Request) -> Sheet:
       parts.append(patches.crop(whole, row, np.broadcast_to(position, (len(some), 2))))
     pictures = arrays[layer] = np.concatenate(parts)
     arrays[f"{layer}_channels"] = np.array(channels)
-    per_row = 16
-    rows = [
-      sheet.signed_row(f"{channels[i]} to {channels[min(i + per_row, len(pictures)) - 1]}", part)
-      for i in range(0, len(pictures), per_row)
-      if len(part := pictures[i : i + per_row])
-    ]
+    rows = []
+    for start in range(0, len(pictures), 16):
+      part = pictures[start : start + 16]
+      rows.append(sheet.signed_row(f"{channels[start]} to {channels[start + len(part) - 1]}", part))
     side = f"{pictures.shape[1]}x{pictures.shape[2]} pixels"
     blocks.append(Block(f"{layer}, {len(pictures)} filters, {side}", rows))
   caption = (

@@ -15,7 +15,7 @@ from allcnn_jax.training import evaluate, reporting, sweep
 # What a report writes into a folder of records, and a sweep into its own.
 REPORT = "report.json"
 _NO_RECORDS = (REPORT, sweep.FILE)
-_MACHINE = ("hardware", "versions", "commit")
+_MACHINE = ("hardware", "versions", "commit", "date")
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", "dataset.data_dir", *config_lib.QUIET)
 
@@ -27,7 +27,7 @@ class Record(NamedTuple):
     config: complete.
     metrics: the lines of `metrics.jsonl`.
     evaluation: `evaluation.json`, or empty if the run has not ended.
-    machine: `hardware`, `versions` and `commit`, as far as they were kept.
+    machine: `hardware`, `versions`, `commit` and `date`, as far as they were kept.
     name: of its folder or file.
   """
 
@@ -75,6 +75,10 @@ class Record(NamedTuple):
     return reporting.seconds(self.metrics, self.config.train.batch_size)
 
 
+# Runs of one config, with a name.
+Group = tuple[str, list[Record]]
+
+
 def distinct(runs: Sequence[Record]) -> list[Record]:
   """One run for each config and seed, one that counts if there is: sweeps have some in common."""
   found: dict[str, Record] = {}
@@ -83,9 +87,7 @@ def distinct(runs: Sequence[Record]) -> list[Record]:
   return list(found.values())
 
 
-def groups(
-  runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()
-) -> list[tuple[str, list[Record]]]:
+def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()) -> list[Group]:
   """Runs of one config, but for the seed, with a name that tells them from the others.
 
   Args:
@@ -95,7 +97,7 @@ def groups(
     without: keys that the name leaves out; runs that differ in them are in two groups all the same.
   """
   flat = [_telling(run) for run in runs]
-  found: dict[str, tuple[str, list[Record]]] = {}
+  found: dict[str, Group] = {}
   for run, values in zip(runs, flat):
     near = [f for f in flat if all(f[k] == values[k] for k in by)]
     told = {k: v for k, v in values.items() if k not in without and any(f[k] != v for f in near)}

@@ -107,7 +107,7 @@ def curves(runs: Sequence[records.Record]) -> list[alignment.Chart]:
   return [chart for chart in charts if chart.panels]
 
 
-def _curves(name: str, title: str, groups: Sequence[alignment.Group]) -> alignment.Chart:
+def _curves(name: str, title: str, groups: Sequence[records.Group]) -> alignment.Chart:
   """Training and evaluation error over epochs, `_CURVES` configs a panel."""
   found = []
   for label, members in groups:

@@ -13,9 +13,9 @@ import ml_collections
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import records
 from allcnn_jax.analysis.printed import TABLES, Row
-from allcnn_jax.analysis.records import Record
+from allcnn_jax.analysis.records import Group, Record
 from allcnn_jax.data import datasets
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, unknown
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
 
@@ -94,7 +94,6 @@ class Made(NamedTuple):
   broken: Sequence[str] = ()
 
 
-Group = tuple[str, list[Record]]
 # Keys that say how many weights a network has.
 _SHAPING = ("model.name", "model.width", "model.head", "model.pool", "dataset.name")
 # What columns of their own say.
@@ -113,7 +112,12 @@ def make(runs: Sequence[Record], table: str | None = None) -> Made:
   Args:
     runs: of any configs; those that differ in their seed alone stand in one line.
     table: one of `printed.TABLES`; None: the one that fits.
+
+  Raises:
+    UsageError: there is no such table.
   """
+  if table is not None and table not in TABLES:
+    raise unknown("table", table, TABLES)
   shown = TABLES[fitting(runs) if table is None else table]
   machines: list[str] = []
   finals = [r for r in runs if not r.config.dataset.validation]
@@ -177,9 +181,9 @@ def groups(runs: Sequence[Record]) -> list[Group]:
 def fitting(runs: Sequence[Record]) -> str:
   """The table that some runs belong to."""
 
-  def some(table: str, data: bool = True) -> bool:
+  def some(table: str) -> bool:
     return any(
-      _fits(row, run.config) and not (data and _unlike(row, run.config, ("dataset.name",)))
+      _fits(row, run.config) and not _unlike(row, run.config, ("dataset.name",))
       for row in TABLES[table].rows
       for run in runs
     )

@@ -150,7 +150,7 @@ def kept(name: str, n: int, split: str, validation: int) -> Int[np.ndarray, " m"
   """Which of the n stored images belong to a split: all, or those (not) held out.
 
   Raises:
-    UsageError: none.
+    UsageError: the split is empty, or too many are to be held out.
   """
   rows = np.arange(n)
   if validation and split in ("train", "validation"):

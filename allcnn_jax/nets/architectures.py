@@ -12,6 +12,7 @@ and return another. Nothing in this file computes; `model.py` runs a table, `tra
 """
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 from allcnn_jax.errors import UsageError, unknown
@@ -86,16 +87,12 @@ def _conv(kernel: int, features: int, *, stride: int = 1, pad: int) -> Conv:
   return Conv(kernel, features, stride, (pad, pad))
 
 
-def _drop(level: int) -> Dropout:
-  return Dropout(level)
-
-
 # Caffe rounds a pool's output size up: 32 -> 16 -> 8. A 3x3 window of stride 2 then reaches one
 # pixel over the far edge.
 _POOL3 = Pool("max", 3, 2, (0, 1))
 _POOL2 = Pool("max", 2, 2, (0, 0))
 _AVERAGE = GlobalAverage()
-_IN, _MID = _drop(0), _drop(1)  # [S15] 3.2: 20 % on the input, 50 % after each pool.
+_IN, _MID = Dropout(0), Dropout(1)  # [S15] 3.2: 20 % on the input, 50 % after each pool.
 
 # [S15] Table 1. The last 3x3 convolution is unpadded, so that the average is over 6 x 6.
 _HEAD = (
@@ -146,29 +143,29 @@ _LARGE = (
   _conv(2, 320, pad=0),
   _conv(2, 320, stride=2, pad=0),
   _conv(2, 640, pad=0),
-  _drop(0),
+  Dropout(0),
   _conv(2, 640, pad=0),
-  _drop(0),
+  Dropout(0),
   _conv(2, 640, stride=2, pad=0),
   _conv(2, 960, pad=0),
-  _drop(1),
+  Dropout(1),
   _conv(2, 960, pad=0),
-  _drop(1),
+  Dropout(1),
   _conv(2, 960, stride=2, pad=0),
   _conv(2, 1280, pad=0),
-  _drop(2),
+  Dropout(2),
   _conv(2, 1280, pad=0),
-  _drop(2),
+  Dropout(2),
   _conv(2, 1280, stride=2, pad=0),
   _conv(2, 1600, pad=0),
-  _drop(3),
+  Dropout(3),
   _conv(2, 1600, pad=0),
-  _drop(3),
+  Dropout(3),
   _conv(2, 1600, stride=2, pad=0),
   _conv(2, 1920, pad=0),
-  _drop(4),
+  Dropout(4),
   _conv(1, 1920, pad=0),
-  _drop(4),
+  Dropout(4),
   Conv(1, CLASSES, 1, (0, 0), relu=False),
   _AVERAGE,
 )
@@ -185,7 +182,7 @@ _IMAGENET = (
   _conv(3, 384, pad=1),
   _conv(1, 384, pad=0),
   _conv(3, 384, stride=2, pad=0),
-  _drop(0),
+  Dropout(0),
   _conv(3, 1024, pad=1),
   _conv(1, 1024, pad=0),
   _conv(1, CLASSES, pad=0),
@@ -331,8 +328,8 @@ def dropped_after(table: Table, only_1x1: bool) -> Table:
     if isinstance(layer, Dropout) and layer != _IN:
       continue
     layers.append(layer)
-    last = getattr(layer, "features", CLASSES) == CLASSES
-    if not last and (not only_1x1 or getattr(layer, "kernel", 0) == 1):
+    inner = getattr(layer, "features", CLASSES) != CLASSES  # has weights, and is not the last
+    if inner and (not only_1x1 or getattr(layer, "kernel", 0) == 1):
       layers.append(_MID)
   return tuple(layers)
 
@@ -458,7 +455,7 @@ def _with_pool(name: str, table: Table, pool: str) -> Table:
     return tuple(dataclasses.replace(x, stride=1) if isinstance(x, Conv) else x for x in kept)
   if pool == "max":
     return table
-  if pool not in POOLS and not _is_norm(pool):
+  if pool not in POOLS and not is_norm(pool):
     raise UsageError(
       f"Unknown pool {pool!r}. Known: {', '.join(POOLS)}, or the p >= 1 of a p-norm."
     )
@@ -471,9 +468,10 @@ def _with_pool(name: str, table: Table, pool: str) -> Table:
   return tuple(dataclasses.replace(x, kind=pool) if isinstance(x, Pool) else x for x in table)
 
 
-def _is_norm(pool: str) -> bool:
+def is_norm(pool: str) -> bool:
+  """Whether it is the p of a p-norm: a number from 1 (Eq. 1)."""
   try:
-    return float(pool) >= 1
+    return 1 <= float(pool) < math.inf
   except ValueError:
     return False
 
@@ -557,7 +555,7 @@ def trace(table: Table, image: tuple[int, int, int]) -> list[Row]:
         elif layer.kind == "depthwise":
           parameters, multiply_adds = k * k * c, h * w * k * k * c
       case GlobalAverage() | Dense():
-        field, jump, offset = field + (max(h, w) - 1) * jump, jump * max(h, w), offset
+        field, jump = field + (max(h, w) - 1) * jump, jump * max(h, w)
         if isinstance(layer, Dense):
           parameters, multiply_adds = (h * w * c + 1) * layer.features, h * w * c * layer.features
           c = layer.features

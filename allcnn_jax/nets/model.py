@@ -124,8 +124,8 @@ def create(
     num_classes: outputs of the last layer.
     init: one of `INITIALIZERS`.
     dtype: type of the computation.
-    **choices: `width`, `head`, `pool`, `dropout`, `stride_padding` and `final_relu`, as
-      `architectures.resolve` takes them.
+    **choices: `width`, `head`, `pool`, `dropout`, `dropout_after`, `stride_padding` and
+      `final_relu`, as `architectures.resolve` takes them.
 
   Raises:
     UsageError: an unknown name, or a choice that the table cannot take.

@@ -15,7 +15,7 @@ def pool(x: Float[Array, "n h w c"], layer: architectures.Pool) -> Float[Array, 
   """
   window, strides, padding = (layer.window,) * 2, (layer.stride,) * 2, (layer.padding,) * 2
   match layer.kind:
-    case "max" | "inf":
+    case "max":
       return nn.max_pool(x, window, strides, padding)
     case "average":
       return nn.avg_pool(x, window, strides, padding, count_include_pad=False)

@@ -26,7 +26,7 @@ Path = tuple[str, ...]
 
 # Weights of a frozen sign stop here, on their side of zero: bfloat16 keeps the number and its sign.
 _OFF_ZERO = 1e-10
-_TINY = 1e-30  # keeps a layer of zeros from being divided by zero
+TINY = 1e-30  # keeps a layer of zeros from being divided by zero
 # What rules keep beside a network's own variables.
 _COLLECTIONS = ("feedback", "norms", "signs")
 
@@ -69,7 +69,7 @@ def keep_signs(w: Weights, before: Weights) -> Weights:
 
 def keep_norm(w: Weights, first: Float[Array, ""]) -> Weights:
   """Const., [M18] Eq. 10: W ||W_0|| / ||W||, given `first`, the norm of W_0."""
-  return (w * (first / jnp.maximum(norm(w), _TINY))).astype(w.dtype)
+  return (w * (first / jnp.maximum(norm(w), TINY))).astype(w.dtype)
 
 
 def distance(w: Weights, b: Weights) -> Float[Array, ""]:

@@ -189,9 +189,9 @@ class _Run:
       return self._finish(report, step, scores)
 
   def _has_waited(self, saved: float) -> bool:
-    """Whether the last checkpoint is old enough for another; several processes never ask a clock."""
+    """Whether the last checkpoint is old enough for another, by the first process's clock."""
     waits = self.config.checkpoint.least_seconds
-    return sharding.joined() or time.monotonic() - saved >= waits
+    return sharding.first_says(time.monotonic() - saved >= waits)
 
   def _reporter(self, step: int) -> Reporter | Silent:
     """Of the first process, which writes for all."""
@@ -208,8 +208,9 @@ class _Run:
       self.state.variables,
       self.eval_images.evaluation(self.config.train.batch_size),
     )
-    report.evaluation(step, self.split, scores.loss, scores.error)
     report.damaged(step, self.split, self.eval_images.damaged())
+    self.eval_images.check(scores.examples)
+    report.evaluation(step, self.split, scores.loss, scores.error)
     return scores
 
   def _measure(self, report: Reporter, step: int) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 import jax
 from etils import epath
 
+from allcnn_jax.training import sharding
+
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
 
 
@@ -20,7 +22,7 @@ def machine() -> dict[str, Any]:
   return {
     "hardware": {
       "device": _processor() if device.platform == "cpu" else device.device_kind,
-      "devices": jax.device_count(),
+      "devices": sharding.mesh().size,
       "cores": os.cpu_count(),
     },
     "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES},

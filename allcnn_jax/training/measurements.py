@@ -16,8 +16,6 @@ from allcnn_jax.nets import feedback
 from allcnn_jax.training import learning_rules, randomness
 from allcnn_jax.training import step as step_lib
 
-_TINY = 1e-30
-
 
 def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
   """The angle between two arrays as vectors, in degrees; 90 if one of them is zero.
@@ -25,7 +23,9 @@ def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
   Written as 2 atan(|u - v| / |u + v|) of the unit vectors, which is exact near 0 and 180 too.
   """
   norms = [learning_rules.norm(x) for x in (u, v)]
-  u, v = (x.astype(jnp.float32) / jnp.maximum(n, _TINY) for x, n in zip((u, v), norms))
+  u, v = (
+    x.astype(jnp.float32) / jnp.maximum(n, learning_rules.TINY) for x, n in zip((u, v), norms)
+  )
   between = 2 * jnp.arctan2(learning_rules.norm(u - v), learning_rules.norm(u + v))
   return jnp.where(jnp.minimum(*norms) == 0, 90.0, jnp.degrees(between))
 

@@ -38,20 +38,22 @@ def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
   return net.clone(conv=convolution.Conv) if (mesh or sharding.mesh()).size == 1 else net
 
 
+def data_set(config: ml_collections.ConfigDict, name: str | None = None) -> tuple[str, int, str]:
+  """Name, held-out images and folder of the config's data set, or of another, which holds none out."""
+  c = config.dataset
+  own = name in (None, c.name)
+  return (c.name, c.validation, c.data_dir) if own else (name, 0, c.data_dir)
+
+
 def read_images(
   config: ml_collections.ConfigDict, split: str, name: str | None = None
 ) -> datasets.Dataset:
   """A split of the config's data set, or of another one, as the network's images are stored."""
-  own = name in (None, config.dataset.name)
-  name = config.dataset.name if own else name
+  name, held_out, data_dir = data_set(config, name)
   stored = augmentation.stored_size(config.dataset.augment, image(config))
-  held_out = {
-    "validation": config.dataset.validation if own else 0,
-    "data_dir": config.dataset.data_dir,
-  }
-  if datasets.varies(name, config.dataset.data_dir):
-    return stream.Stream(name, split, **held_out).load(stored[:2])
-  return datasets.load(name, split, stored, **held_out)
+  if datasets.varies(name, data_dir):
+    return stream.Stream(name, split, validation=held_out, data_dir=data_dir).load(stored[:2])
+  return datasets.load(name, split, stored, validation=held_out, data_dir=data_dir)
 
 
 def rule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> learning_rules.Rule:
@@ -138,9 +140,7 @@ def steps_a_call(config: ml_collections.ConfigDict, examples: int, start: int = 
 
 def eval_split(config: ml_collections.ConfigDict, name: str | None = None) -> str:
   """The split of the config's data set, or of another one, that a run is evaluated on."""
-  c = config.dataset
-  own = name in (None, c.name)
-  return datasets.eval_split(c.name if own else name, c.validation if own else 0, c.data_dir)
+  return datasets.eval_split(*data_set(config, name))
 
 
 def preprocessing_of(workdir: epath.PathLike) -> epath.Path:

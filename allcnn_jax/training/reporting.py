@@ -36,9 +36,8 @@ class Reporter:
       batch_size: images a step, for the speed that is shown.
     """
     self._metrics = epath.Path(workdir) / "metrics.jsonl"
-    kept = _drop_after(
-      self._metrics, start or -1
-    )  # step 0 itself is written by a run from the start
+    # Step 0 itself is written by a run from the start.
+    kept = _drop_after(self._metrics, start or -1)
     self._evaluated = {(x["step"], x["split"]) for x in kept if "eval_error" in x}
     self._tensorboard = None
     if not files.is_bucket(workdir):  # tensorboardX would need another package there
@@ -94,7 +93,7 @@ class Reporter:
     """Tells of records that could not be read and were left out."""
     for record in records:
       self._write(step, {"split": split, "damaged": record})
-      self.note(f"damaged, left out: {split} {record}")
+      self.note(_left_out(split, record))
 
   def note(self, text: str) -> None:
     """A line of its own, above the bar."""
@@ -153,8 +152,16 @@ def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
   return sum(took, start=0.0)
 
 
+def _left_out(split: str, record: str) -> str:
+  return f"damaged, left out: {split} {record}"
+
+
 class Silent:
-  """The reporter of a process that is not the first: it takes every call and says nothing."""
+  """The reporter of a process that is not the first: it tells only what that one cannot know."""
+
+  def damaged(self, step: int, split: str, records: Sequence[str]) -> None:
+    for record in records:
+      note(_left_out(split, record))
 
   def __getattr__(self, name: str) -> Callable[..., None]:
     return lambda *args: None

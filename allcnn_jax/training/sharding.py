@@ -100,6 +100,11 @@ def wait_for_all(what: str) -> None:
   multihost_utils.sync_global_devices(what)
 
 
+def first_says(yes: bool) -> bool:
+  """What the first process says, in every one; all must have come here."""
+  return bool(multihost_utils.broadcast_one_to_all(yes))
+
+
 def agreement() -> Callable[[], bool]:
   """Tells whether any process was sent SIGTERM: "yes" at the same call in every process.
 
@@ -110,12 +115,15 @@ def agreement() -> Callable[[], bool]:
 
 
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:
-  """All devices, or those given, in a row.
+  """All devices, or those given, in a row, process by process.
 
-  The axis is Auto: under Explicit ones Linen's Dropout fails.
+  So the rows of a batch that a process reads stand together, in the order of their stream; a ring
+  of a TPU's chips, as `jax.make_mesh` lays it, would mix them. The axis is Auto: under Explicit
+  ones Linen's Dropout fails.
   """
   devices = jax.devices() if devices is None else devices
-  return jax.make_mesh((len(devices),), (_AXIS,), axis_types=(AxisType.Auto,), devices=devices)
+  row = sorted(devices, key=lambda device: (device.process_index, device.id))
+  return Mesh(row, (_AXIS,), axis_types=(AxisType.Auto,))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

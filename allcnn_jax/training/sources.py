@@ -38,7 +38,8 @@ class Source(Protocol):
   `sample` gives raw images to fit a preprocessor to, and `prepare` takes it; then come the rest.
   `start` makes ready for training from a step on, so many steps a call at most; `advance` trains,
   `first` gives the first images, unaugmented, `evaluation` each image once, `damaged` the names of
-  the records that could not be read since it was last asked.
+  the records that this process could not read since it was last asked. `check` is told how many
+  images an evaluation had, in all processes, and raises UsageError if too many are missing.
 
   Attributes:
     classes: their names.
@@ -57,6 +58,7 @@ class Source(Protocol):
   def first(self, n: int) -> step_lib.Images: ...
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]: ...
   def damaged(self) -> list[str]: ...
+  def check(self, evaluated: int) -> None: ...
   def close(self) -> None: ...
 
 
@@ -151,6 +153,9 @@ class Resident:
   def damaged(self) -> list[str]:
     return []
 
+  def check(self, evaluated: int) -> None:
+    assert evaluated == self.examples, f"{evaluated} of {self.examples} images were evaluated"
+
   def close(self) -> None:
     """There is nothing to end."""
 
@@ -166,13 +171,8 @@ class Streamed:
         "dataset.preprocessing='gcn_zca' needs all images in memory: a set of images that vary in "
         "size takes standardize, grey or none."
       )
-    own = name in (None, c.name)
-    self._stream = stream.Stream(
-      c.name if own else name,
-      split,
-      validation=c.validation if own else 0,
-      data_dir=c.data_dir,
-    )
+    name, held_out, data_dir = parts.data_set(config, name)
+    self._stream = stream.Stream(name, split, validation=held_out, data_dir=data_dir)
     self._config = config
     self._size, channels = parts.image(config)[:2], parts.image(config)[2]
     if channels != 3:
@@ -242,12 +242,18 @@ class Streamed:
   def _meet(self, damaged: Sequence[str]) -> None:
     """Remembers damaged records. Raises UsageError if there are too many."""
     self._met |= dict.fromkeys(damaged)
+    self._allow(len(self._met))
+
+  def check(self, evaluated: int) -> None:
+    self._allow(self.examples - evaluated)
+
+  def _allow(self, damaged: int) -> None:
     allowed = self._config.stream.damaged
-    if len(self._met) > allowed * self.examples:
+    if damaged > allowed * self.examples:
+      last = f" The last: {list(self._met)[-1]}." if self._met else ""
       raise UsageError(
-        f"{len(self._met)} of the {self.examples} records of {self._stream.name} "
-        f"{self._stream.split} are damaged, more than the share stream.damaged={allowed:g}. "
-        f"The last: {list(self._met)[-1]}."
+        f"{damaged} of the {self.examples} records of {self._stream.name} {self._stream.split} "
+        f"are damaged, more than the share stream.damaged={allowed:g}.{last}"
       )
 
   def damaged(self) -> list[str]:

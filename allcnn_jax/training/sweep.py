@@ -19,11 +19,13 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import Hindered, UsageError, unwritable
+from allcnn_jax.errors import Hindered, UsageError, unknown, unwritable
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import loop, parts, reporting, sharding
 
 FILE = "sweep.json"
+# What a file of configs/ may say of its sweep.
+_DECLARED = ("units", "names", "rates", "held_out", "seeds", "table")
 
 
 class Run(NamedTuple):
@@ -85,6 +87,11 @@ def plan(
   Raises:
     UsageError: a value that is not allowed, or a data set that is not at hand.
   """
+  for key in declared:
+    if key not in _DECLARED:
+      raise unknown("part of a sweep", key, _DECLARED)
+  if not declared.get("units"):
+    raise UsageError("A sweep needs `units`, a list of configs.")
   names = ("model.name", "dataset.name", *declared.get("names", ()))
   units = {}
   for unit in declared["units"]:
