@@ -103,6 +103,7 @@ def flat(tree):
 
 def main(out, folder=None):
   sharding.start()
+  assert sharding.split(sharding.mesh()).shard_shape((64,)) == (64 // jax.device_count(),)
   images, found = data(), {}
   found |= {f"exact/{k}": v for k, v in integers(recipe("bp"), images).items()}
   for rule in ("bp", "fa"):

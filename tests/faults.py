@@ -173,7 +173,7 @@ def second_run(folder):
   """Starts a run where one trains already."""
   workdir = folder / "taken"
   first = train(workdir, "--config.train.steps=100000")
-  wait(first, lambda: "2" in saved(workdir))
+  wait(first, lambda: saved(workdir))
   second = train(workdir, "--config.train.steps=100000")
   statuses, _, errors = processes.finish(second)
   goes_on = first.poll() is None

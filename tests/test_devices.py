@@ -124,7 +124,7 @@ def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
     else:
       assert statuses[to] == -signal.SIGKILL
       assert statuses[1 - to] not in (0, 2)
-      assert time.monotonic() - since < 60
+      assert time.monotonic() - since < 90  # JAX by itself takes 100
       assert "Start again" in errors[1 - to] or "another task died" in errors[1 - to]
   steps = max(processes.saved(workdir)) + 2
   for place in (workdir, tmp_path / "whole"):

@@ -133,3 +133,10 @@ def test_a_network_outlives_the_optimizer_that_trained_it(tiny, tmp_path):
   tiny.optimizer.name = "adam"
   with pytest.raises(UsageError, match="opt_state"):
     loop.train(tiny, run)  # to go on, its optimizer is needed as it was
+
+
+def test_views_are_told_of_where_they_were_averaged(tiny, tmp_path):
+  tiny.dataset.augment, tiny.train.steps = "shift_flip", 1
+  loop.train(tiny, tmp_path / "run")
+  assert evaluate.from_workdir(tmp_path / "run", views=2)["views"] == 2
+  assert "views" not in evaluate.from_workdir(tmp_path / "run")

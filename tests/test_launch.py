@@ -4,7 +4,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
@@ -13,7 +12,8 @@ from absl import flags
 
 import launch
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate
+from allcnn_jax.training import evaluate, loop, sweep
+from tests import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 QUICK = "--config=configs/quickstart.py"
@@ -96,6 +96,7 @@ BAD = [  # (words, what the line must say)
   (["sweep"], "--config"),
   (["sweep", QUICK], "--workdir"),
   (["sweep", QUICK, "--workdir={run}", "--seeds=0"], "seeds"),
+  (["sweep", QUICK, "--workdir={run}", "--index=one"], "index"),
   (["sweep", QUICK, "--workdir={run}", "--index=first"], "first"),
   (["evaluate", "--workdir={run}", QUICK], "config"),
   (["train", QUICK, "--workdir={run}", "--step=3"], "step"),
@@ -188,10 +189,14 @@ def test_a_wrong_verb_ends_with_status_2_and_one_line():
   assert "Traceback" not in done.stderr
 
 
-def wait_for(path, process):
-  while not path.exists():
-    assert process.poll() is None, process.communicate()
-    time.sleep(0.02)
+def test_the_status_says_how_a_verb_ended(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  for ended, status in (("ok", 0), ("stopped", 0), ("diverged", 1)):
+    monkeypatch.setattr(loop, "train", lambda *_, ended=ended: loop.Outcome(ended, 1))
+    assert launch.run(["train", QUICK, "--workdir=x"]) == status
+  for broken, status in ((0, 0), (2, 1)):
+    monkeypatch.setattr(sweep, "sweep", lambda *_, broken=broken, **__: ("done", broken))
+    assert launch.run(["sweep", QUICK, "--workdir=x"]) == status
 
 
 def weights(workdir):
@@ -201,29 +206,34 @@ def weights(workdir):
 def test_killed_and_started_again_it_ends_with_the_very_same_weights(tmp_path):
   """kill -9 and SIGTERM at some moment, against a run that nobody disturbed."""
   whole, killed = tmp_path / "whole", tmp_path / "killed"
-  assert call("train", *TINY, f"--workdir={whole}").returncode == 0
-
-  with subprocess.Popen(
-    command("train", *TINY, f"--workdir={killed}"), cwd=ROOT, stdout=-3
-  ) as process:
-    wait_for(killed / "checkpoints" / "8", process)
+  endless = command("train", *TINY, "--config.train.steps=100000", f"--workdir={killed}")
+  with subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.DEVNULL) as process:
+    processes.wait_for_a_checkpoint(killed, process)
     process.kill()
   assert process.returncode == -signal.SIGKILL
 
-  with subprocess.Popen(
-    command("train", *TINY, f"--workdir={killed}"), cwd=ROOT, stdout=-1, text=True
-  ) as process:
-    wait_for(killed / "checkpoints" / "20", process)
+  with subprocess.Popen(endless, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    processes.wait_for_a_checkpoint(killed, process)
     os.kill(process.pid, signal.SIGTERM)
     out, _ = process.communicate()
   assert process.returncode == 0
   assert "The same command goes on from there" in out
 
-  assert call("train", *TINY, f"--workdir={killed}").returncode == 0
+  stopped = max(processes.saved(killed))
+  for workdir in (whole, killed):
+    words = [*TINY, f"--config.train.steps={stopped + 3}", f"--workdir={workdir}"]
+    assert call("train", *words).returncode == 0
   jax.tree.map(np.testing.assert_array_equal, weights(whole), weights(killed))
   done = call("evaluate", f"--workdir={killed}")
   assert done.returncode == 0
-  assert "359 images  step 60" in done.stdout
+  assert f"359 images  step {stopped + 3}" in done.stdout
+  older = min(processes.saved(killed))
+  done = call("evaluate", f"--workdir={killed}", "--split=train", f"--step={older}")
+  assert f"1438 images  step {older}" in done.stdout
+  words = [f"--workdir={killed}", "--figure=2", "--layer=conv2", "--channels=1"]
+  assert call("visualize", *words).returncode == 0
+  drawn = np.load(killed / "figures" / "figure2_conv2.npz")
+  assert drawn["conv2_channels"].tolist() == [1]
 
 
 def test_training_alone_asks_no_network_and_imports_no_tensorflow(tmp_path):

@@ -99,6 +99,16 @@ def slopes(rule, net, variables, x):
   return run(variables)
 
 
+def test_a_step_of_alignment_is_backpropagations_and_the_pull_to_b(net, variables, x):
+  rule = learning_rules.create("bp_alignment", penalty=0.1)
+  given = rule.init(net, variables, x, seed=0)
+  found, plain = (slopes(r, net, given, x) for r in (rule, learning_rules.RULES["bp"]))
+  for name, layer in given["params"].items():
+    pull = 0.2 * (layer["kernel"] - given["feedback"][name]["kernel"])
+    expected = plain[name]["kernel"] + pull
+    np.testing.assert_allclose(found[name]["kernel"], expected, atol=1e-5)
+
+
 # For each rule, a W and a B_0 for which B = W.
 EQUAL = {
   "fa": (lambda w: w, lambda w: w),

@@ -2,16 +2,15 @@ import errno
 import json
 import os
 import signal
-import threading
-import time
 
 import jax
 import numpy as np
 import pytest
 
 from allcnn_jax import files
+from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import DiskFull, UsageError
-from allcnn_jax.training import evaluate, loop, parts
+from allcnn_jax.training import evaluate, loop, parts, reporting
 from allcnn_jax.training import step as step_lib
 
 
@@ -45,6 +44,21 @@ def test_it_learns_and_evaluation_agrees_with_the_log(tiny, tmp_path):
   assert again["error"] == log[-1]["eval_error"] == written["error"]
   older = evaluate.from_workdir(workdir, step=60)
   assert older["loss"] == pytest.approx(log[-2]["eval_loss"], rel=1e-5)
+
+
+def test_at_a_rate_of_zero_each_epoch_is_an_evaluation_in_another_order(tiny, npz, tmp_path):
+  tiny.model.dropout, tiny.optimizer.learning_rate = (0.0, 0.0), 0.0
+  tiny.train.epochs, tiny.log.every_steps, run = 2, 1, tmp_path / "run"
+  loop.train(tiny, run)
+  logged = [x for x in metrics(run) if "train_loss" in x]
+  whole = evaluate.from_workdir(run, split="train")
+  for name in ("loss", "error"):
+    epochs = np.reshape([x[f"train_{name}"] for x in logged], (2, 12))
+    np.testing.assert_allclose(epochs.mean(1), whole[name], rtol=1e-4)
+  losses = np.reshape([x["train_loss"] for x in logged], (2, 12))
+  assert not np.allclose(*losses)
+  mean = preprocessing.load("standardize", run / "preprocessing").preprocessor.mean
+  np.testing.assert_allclose(mean, np.load(npz)["train_images"].mean((0, 1, 2)), rtol=1e-5)
 
 
 def test_stopped_and_gone_on_with_is_bit_identical_to_never_stopped(tiny, tmp_path):
@@ -102,37 +116,56 @@ def test_a_checkpoint_soon_after_the_last_is_left_out_but_for_the_end(tiny, tmp_
   same(weights(tmp_path / "all"), weights(tmp_path / "few"))
 
 
-def test_other_seeds_and_rates_give_other_weights(tiny, tmp_path):
+def test_another_rate_gives_other_weights(tiny, tmp_path):
   tiny.train.steps = 2
   loop.train(tiny, tmp_path / "a")
-  tiny.seed = 1
+  tiny.optimizer.learning_rate *= 2
   loop.train(tiny, tmp_path / "b")
   a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
   assert not np.array_equal(a["conv2"]["kernel"], b["conv2"]["kernel"])
 
 
-def test_sigterm_saves_and_says_how_to_go_on(tiny, tmp_path, capsys):
+def test_sigterm_saves_and_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
   tiny.train.steps = 100_000
   tiny.evaluate.every_steps = tiny.checkpoint.every_steps = 100_000
-  workdir = tmp_path / "run"
+  workdir, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
 
-  def stop():
-    while not (workdir / "metrics.jsonl").exists():
-      time.sleep(0.05)
-    os.kill(os.getpid(), signal.SIGTERM)
+  def stop(*_):
+    assert signal.getsignal(signal.SIGTERM) != before
+    signal.raise_signal(signal.SIGTERM)
+    assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the program
 
-  thread = threading.Thread(target=stop)
-  thread.start()
-  outcome = loop.train(tiny, workdir)
-  thread.join()
-  assert outcome.status == "stopped"
+  with monkeypatch.context() as patch:
+    patch.setattr(reporting.Reporter, "training", stop)
+    outcome = loop.train(tiny, workdir)
+  assert (outcome.status, outcome.step) == ("stopped", 5)  # the log's fourth, and the next
   assert "The same command goes on from there" in capsys.readouterr().out
   assert outcome.asked
+  assert signal.getsignal(signal.SIGTERM) == before
   tiny.train.steps = outcome.step + 2
   assert loop.train(tiny, workdir).step == outcome.step + 2
   tiny.train.steps = outcome.step
   with pytest.raises(UsageError, match="beyond"):
     loop.train(tiny, workdir)
+
+
+def test_a_run_goes_on_from_before_a_damaged_checkpoint_and_under_other_quiet_keys(tiny, tmp_path):
+  tiny.train.steps, tiny.checkpoint.every_steps, run = 6, 3, tmp_path / "run"
+  loop.train(tiny, run)
+  whole = weights(run)
+  next(p for p in (run / "checkpoints" / "6").rglob("*") if p.is_file()).write_bytes(b"")
+  tiny.log.every_steps, tiny.checkpoint.keep, tiny.stream.damaged = 3, 5, 0.5
+  loop.train(tiny, run)
+  same(weights(run), whole)
+  assert (run / "damaged" / "6").exists()
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
+  """The first step's loss is finite; what it does to the weights is not."""
+  tiny.optimizer.learning_rate, tiny.optimizer.weight_decay = 1e30, 1e10
+  tiny.train.steps, tiny.checkpoint.every_steps, tiny.evaluate.every_steps = 9, 1, 9
+  assert loop.train(tiny, tmp_path / "run") == loop.Outcome("diverged", 1)
+  assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
 def test_asked_to_stop_at_its_very_end_a_run_ends_and_says_so(tiny, tmp_path, monkeypatch):
@@ -232,12 +265,6 @@ def test_held_out_images_are_what_is_evaluated(tiny, tmp_path):
   assert evaluate.from_workdir(tmp_path / "run", split="test")["examples"] == 50
   assert evaluate.from_workdir(tmp_path / "run", split="train")["examples"] == 76
   assert evaluate.from_workdir(tmp_path / "run", dataset="digits")["split"] == "test"
-
-
-def test_another_set_is_evaluated_with_the_runs_own_preprocessing(tiny, tmp_path):
-  tiny.train.steps = 2
-  loop.train(tiny, tmp_path / "run")
-  assert evaluate.from_workdir(tmp_path / "run", dataset="digits")["examples"] == 359
 
 
 @pytest.mark.parametrize(

@@ -57,7 +57,8 @@ def test_after_a_drop_caffes_velocity_coasts_on():
 
 
 def test_adams_first_step_is_the_rate_whatever_the_gradient():
-  trace = run(section(name="adam", weight_decay=0.0), steps=1)
+  """The decay is in the gradient."""
+  trace = run(section(name="adam", weight_decay=0.5), steps=1)
   np.testing.assert_allclose(trace, 0.9, rtol=1e-5)
 
 
@@ -135,9 +136,9 @@ def test_muons_decay_is_a_share_of_the_weight(decay_bias):
 
 @pytest.mark.parametrize(("clip_norm", "moved"), [(0.0, 1.0), (5.0, 1.0), (0.5, 0.5 / 2**0.5)])
 def test_a_gradient_above_the_norm_is_scaled_down_to_it(clip_norm, moved):
-  """The first gradient is (1, 1), of norm sqrt(2)."""
-  trace = run(section(clip_norm=clip_norm, weight_decay=0.0, learning_rate=1.0), steps=1)
-  np.testing.assert_allclose(1 - trace, moved, rtol=1e-6)
+  """The first gradient is (1, 1), of norm sqrt(2); the decay is no part of it."""
+  trace = run(section(clip_norm=clip_norm, weight_decay=0.1, learning_rate=1.0), steps=1)
+  np.testing.assert_allclose(1 - trace, moved + 0.1, rtol=1e-6)
 
 
 def test_the_rate_drops_after_the_epochs_asked_for():

@@ -1,5 +1,6 @@
 import json
 import struct
+import types
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -86,3 +87,14 @@ def test_another_process_tells_of_its_damaged_records_and_of_nothing_else(tmp_pa
   silent.damaged(3, "train", ["record 7"])
   silent.close()
   assert capsys.readouterr().out == "damaged, left out: train record 7\n"
+
+
+def test_the_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch):
+  clock = iter([0.0, 2.0, 100.0, 104.0])
+  monkeypatch.setattr(reporting, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+  reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
+  reporter.training(10, 1.0, 50.0, 0.1)
+  reporter.restart_clock(10)  # 98 s went into an evaluation
+  reporter.training(30, 1.0, 50.0, 0.1)
+  reporter.close()
+  assert [x["images_per_second"] for x in lines(tmp_path)] == [40.0, 40.0]

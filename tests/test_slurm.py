@@ -60,7 +60,7 @@ def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
   os.kill(task(1, disturbed), signal.SIGKILL)
   since = time.monotonic()
   said, _ = job.communicate(timeout=120)
-  assert time.monotonic() - since < 60
+  assert time.monotonic() - since < 90  # JAX by itself takes 100
   assert job.returncode not in (0, 2)
   assert "Start again" in said or "another task died" in said
 

@@ -89,6 +89,29 @@ def test_augmentation_and_dropout_change_with_the_step_alone(recipe, data):
   assert not jnp.array_equal(first, epoch_later)
 
 
+def test_dropout_is_on_and_changes_with_step_and_seed(recipe, data):
+  """At a rate of zero, steps on one batch differ in their masks alone."""
+  still, losses = dataclasses.replace(recipe, optimizer=optax.sgd(0.0)), []
+  state = step_lib.init(still, 3)
+  for seed in (3, 4):
+    seeded, now = dataclasses.replace(still, seed=seed), jax.tree.map(jnp.copy, state)
+    for _ in range(2):
+      batch = data.take(slice(4))
+      now, totals = step_lib.train_batch(seeded, now, step_lib.Totals.zero(), batch)
+      losses.append(float(totals.loss))
+  assert len(set(losses)) == 4
+
+
+def test_orders_and_augmentation_change_with_the_seed(recipe, data):
+  assert not jnp.array_equal(*(step_lib.epoch_order(seed, 0, 20) for seed in (3, 4)))
+  one, other = (
+    step_lib.batch_at(dataclasses.replace(recipe, seed=seed), data, jnp.arange(20), jnp.int32(0))
+    for seed in (3, 4)
+  )
+  np.testing.assert_array_equal(one.labels, other.labels)
+  assert not jnp.array_equal(one.images, other.images)
+
+
 def test_from_a_step_on_images_are_not_augmented(recipe, data):
   order = step_lib.epoch_order(3, 0, 20)
   until = dataclasses.replace(recipe, plain_from=3)
@@ -114,10 +137,3 @@ def test_the_first_step_without_a_finite_loss_is_named(recipe, data):
     state, totals = step_lib.train_step(recipe, state, totals, data, jnp.arange(20))
   assert int(totals.bad_step) == 3
   assert not step_lib.all_finite(state.variables)
-
-
-def test_an_epoch_on_the_device_takes_nothing_from_the_host(recipe, data):
-  state, totals = step_lib.init(recipe, 3), step_lib.Totals.zero()
-  order, count = step_lib.epoch_order(3, 0, 20), 2
-  with jax.transfer_guard("disallow"):
-    step_lib.train_steps(recipe, state, totals, data, order, count)

@@ -160,7 +160,9 @@ def test_a_set_without_one_readable_record_is_refused(photos):
 def test_workers_leave_signals_to_the_run(train):
   batches = train.training(CROPS, 6, 0, workers=1)
   first = [next(batches)]
-  for worker in multiprocessing.active_children():
+  workers = multiprocessing.active_children()
+  assert workers
+  for worker in workers:
     for number in (signal.SIGINT, signal.SIGTERM):
       os.kill(worker.pid, number)
   found = first + [next(batches) for _ in range(8)]  # more than wait in memory

@@ -189,10 +189,10 @@ def benchmark(
   return found
 
 
-def quartiles(values: Iterable[float]) -> tuple[float, float]:
+def quartiles(values: Iterable[float]) -> list[float]:
   """The measured values a quarter from either end."""
   ranked = sorted(values)
-  return ranked[len(ranked) // 4], ranked[-1 - len(ranked) // 4]
+  return [ranked[len(ranked) // 4], ranked[-1 - len(ranked) // 4]]
 
 
 def _random_images(
