@@ -12,6 +12,7 @@ from allcnn_jax.errors import UsageError
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch):
+  monkeypatch.setattr(benchmark, "_ROUND", 1e-9)
   monkeypatch.setattr(benchmark, "_ROUNDS", 3)
   monkeypatch.setattr(benchmark, "_SECONDS", 0.0)
   monkeypatch.setattr(benchmark, "_EXAMPLES", 64)
@@ -40,15 +41,19 @@ def test_a_round_trains(tiny):
   assert int(run.state.step) == before + run.steps
 
 
+def test_a_round_has_as_many_calls_as_make_it_long_enough(tiny, monkeypatch):
+  monkeypatch.setattr(benchmark, "_ROUND", 1.0)
+  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run: 0.15)
+  assert benchmark.Rounds(tiny).steps == 7
+
+
 def test_what_an_accelerator_runs(tiny, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setattr(benchmark, "_STEPS", 10)
   run = benchmark.Rounds(tiny)
-  assert (
-    int(run.state.step) == 4
-  )  # a call's, of the 12 of an epoch and the 4 between lines of the log
+  before = int(run.state.step)
   run.seconds()
-  assert (run.steps, int(run.state.step)) == (12, 4 + 12)
+  # A call's, of the 12 of an epoch and the 4 between lines of the log.
+  assert (run.steps, int(run.state.step)) == (4, before + 4)
   assert run.evaluation() > 0
 
 

@@ -64,6 +64,13 @@ def test_no_runs_are_refused_and_nothing_is_written(tmp_path):
   assert not any(tmp_path.iterdir())
 
 
+def test_curves_at_several_rates_are_told_apart():
+  runs = [record(optimizer__learning_rate=rate) for rate in (0.03, 0.05)]
+  (chart,) = report.curves(runs)
+  for panel in chart.panels:
+    assert [line.label.rpartition(" ")[2] for line in panel.lines] == ["0.03)", "0.05)"]
+
+
 def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
   runs = [record(seed=i, scale=1.0 + i, model__width=0.1 * (1 + i % 8)) for i in range(8)]
   dead = record(seed=99, scale=50.0, model__width=0.1)

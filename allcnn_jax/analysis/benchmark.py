@@ -1,7 +1,7 @@
 """How fast a config's training step is, against what the machine can do.
 
-The very step that training runs, on random images that lie on the device: one step a call on a
-CPU or where training is given its batches one by one, many on an accelerator.
+The very step that training runs, but for its rate, on random images that lie on the device: one
+step a call on a CPU or where training is given its batches one by one, many on an accelerator.
 """
 
 import contextlib
@@ -27,9 +27,10 @@ from allcnn_jax.training import step as step_lib
 
 # Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
 _EXAMPLES, _BYTES = 50_000, 2 << 30
-# Steps in a round on an accelerator, at least; rounds to warm up with; and what is measured at least,
-# in rounds and seconds.
-_STEPS, _WARM, _ROUNDS, _SECONDS = 100, 3, 10, 10.0
+# Seconds of a round, at least; rounds to warm up with; what is measured at least, in rounds and seconds.
+_ROUND, _WARM, _ROUNDS, _SECONDS = 1.0, 3, 10, 10.0
+# Random labels can kill a network at a rate that it learns by, and zeros are multiplied faster.
+_RATE = 1e-6
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -55,6 +56,8 @@ class Rounds:
     """
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
+    config = config.copy_and_resolve_references()
+    config.optimizer.learning_rate = _RATE
     sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
     self.image = parts.image(config)
     self.recipe = recipe = parts.recipe(config, sizes.classes, _EXAMPLES)
@@ -73,8 +76,6 @@ class Rounds:
       if not on_cpu:
         steps = parts.steps_a_call(config, sizes.train - config.dataset.validation)
         step, given = step_lib.train_steps, (steps,)
-    self._calls = 1 if on_cpu else -(-_STEPS // steps)
-    self.steps = steps * self._calls
 
     events: list[str] = []
 
@@ -92,8 +93,11 @@ class Rounds:
       "temporaries": memory.temp_size_in_bytes,
       "program": memory.generated_code_size_in_bytes,
     }
+    self._calls = 1
     self._train(calls=1)
     self.first_step_seconds = _since_start()
+    self._calls = math.ceil(_ROUND / self.seconds())
+    self.steps = steps * self._calls
 
   def _train(self, calls: int) -> None:
     for _ in range(calls):

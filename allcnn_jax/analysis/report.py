@@ -97,7 +97,7 @@ def curves(runs: Sequence[records.Record]) -> list[alignment.Chart]:
   held_out = [r for r in runs if r.config.dataset.validation]
   finals = [r for r in runs if not r.config.dataset.validation]
   charts = [
-    _curves("curves", "Learning curves", tables.groups(finals)),
+    _curves("curves", "Learning curves", tables.groups(finals, without=())),
     _curves(
       "curves_held_out",
       "Learning curves on held-out training images",

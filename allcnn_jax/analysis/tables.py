@@ -170,12 +170,12 @@ def _empty(row: Row) -> Line:
   )
 
 
-def groups(runs: Sequence[Record]) -> list[Group]:
-  """Runs of one config, but for the seed, named by what no column says."""
+def groups(runs: Sequence[Record], without: Sequence[str] = _IN_COLUMNS) -> list[Group]:
+  """Runs of one config, but for the seed, named by what no column says, or by all but `without`."""
   by = ["model.name"]
   if any(r.config.rule.name != "bp" for r in runs):
     by.append("rule.name")
-  return records.groups(runs, by, _IN_COLUMNS)
+  return records.groups(runs, by, without)
 
 
 def fitting(runs: Sequence[Record]) -> str:
