@@ -258,6 +258,8 @@ def run(words: Sequence[str]) -> int:
 def _keep_compiled() -> None:
   """What JAX compiles is kept for the next start, in the user's cache folder."""
   os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(files.cache() / "programs"))
+  # A start has many small programs, which JAX by itself would compile each time.
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def main() -> None:
