@@ -94,20 +94,20 @@ class Rounds:
       "program": memory.generated_code_size_in_bytes,
     }
     self._calls = 1
-    self._train(calls=1)
+    self._train()
     self.first_step_seconds = _since_start()
     self._calls = math.ceil(_ROUND / self.seconds())
     self.steps = steps * self._calls
 
-  def _train(self, calls: int) -> None:
-    for _ in range(calls):
+  def _train(self) -> None:
+    for _ in range(self._calls):
       self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
     jax.block_until_ready(self._totals)
 
   def seconds(self) -> float:
     """How long one more round takes."""
     start = time.perf_counter()
-    self._train(self._calls)
+    self._train()
     return time.perf_counter() - start
 
   def evaluation(self) -> float:
