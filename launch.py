@@ -9,7 +9,6 @@ import contextlib
 import importlib.util
 import inspect
 import os
-import shlex
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -104,10 +103,7 @@ def sweep(values: flags.FlagValues) -> int:
   declared = _call("config", values.config_file, "get_sweep") or {"units": [config]}
   overrides = config_flags.get_override_values(values["config"])
   plan = sweep_lib.plan(declared, overrides, values.seeds)
-  told = [f"--config={values.config_file}", "--workdir=DIR", f"--seeds={plan.seeds}"]
-  told += [f"--config.{key}={value}" for key, value in overrides.items()]
-  command = shlex.join(["python", "launch.py", "sweep", *told])
-  _, broken = sweep_lib.sweep(plan, workdir, index=values.index, command=command)
+  _, broken = sweep_lib.sweep(plan, workdir, index=values.index)
   return 1 if broken else 0
 
 

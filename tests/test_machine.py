@@ -1,5 +1,6 @@
 import datetime
 import pathlib
+import shlex
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,22 @@ def test_the_commit_is_what_git_says_and_nothing_outside_the_repository(tmp_path
   program = f"import runpy; print(repr(runpy.run_path({str(copy)!r})['commit']()))"
   done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
   assert done.stdout == "''\n"
+
+
+def test_the_command_is_what_was_typed():
+  program = "from allcnn_jax.training import machine; print(machine.machine()['command'])"
+  words = [sys.executable, "-c", program, "--config.model.dropout=(0.1, 0.4)"]
+  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+  assert shlex.split(done.stdout) == ["python", *words[1:]]
+
+
+def test_of_the_environment_it_keeps_what_changes_numbers(monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=+CONVOLUTION")
+  monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+  monkeypatch.setenv("SECRET", "1")
+  kept = machine.machine()["environment"]
+  assert kept["XLA_FLAGS"] == "--xla_gpu_enable_command_buffer=+CONVOLUTION"
+  assert {"GLIBC_TUNABLES", "SECRET", "HOME"}.isdisjoint(kept)
 
 
 def test_it_names_the_device_and_the_versions():

@@ -4,7 +4,7 @@ import pytest
 
 from allcnn_jax.analysis import records
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import loop
+from allcnn_jax.training import loop, machine
 
 
 def test_a_record_says_what_its_run_s_folder_does(tiny, tmp_path):
@@ -13,7 +13,7 @@ def test_a_record_says_what_its_run_s_folder_does(tiny, tmp_path):
   tiny.rule.name = "fa_usf_sn"
   tiny.alignment.every_steps = 4
   loop.train(tiny, tmp_path / "runs" / "a")
-  records.write(tmp_path / "runs" / "a", tmp_path / "records" / "a.json", "python train")
+  records.write(tmp_path / "runs" / "a", tmp_path / "records" / "a.json")
   (run,), (kept,) = records.read(tmp_path / "runs"), records.read(tmp_path / "records")
   assert kept.config.to_dict() == run.config.to_dict()
   assert kept.evaluation == run.evaluation
@@ -22,8 +22,8 @@ def test_a_record_says_what_its_run_s_folder_does(tiny, tmp_path):
   assert losses == pytest.approx(run.series("train_loss")[1], rel=1e-4)
   assert kept.series("error_angle/conv1")[0] == [0, 4]
   written = json.loads((tmp_path / "records" / "a.json").read_text())
-  assert written["command"] == "python train"
-  assert {"jax", "flax"} <= written["versions"].keys()
+  assert kept.machine == run.machine
+  assert kept.machine.keys() == machine.machine().keys() <= written.keys()
   assert records.read(tmp_path / "runs" / "a")[0].metrics == run.metrics
 
 

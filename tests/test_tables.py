@@ -187,10 +187,21 @@ def test_what_each_line_was_measured_with_is_told_once():
     "versions": {"jax": "1"},
     "commit": "abc",
   }
+  tuned = here | {"environment": {"XLA_FLAGS": "--fast"}}
   made = tables.make(
-    [run(machine=here), run(seed=1), run(machine=here, model__name="model_a")], "table3"
+    [
+      run(machine=here),
+      run(seed=1),
+      *(run(machine=x, model__name="model_a") for x in (here, tuned)),
+    ],
+    "table3",
   )
-  assert sorted(made.machines) == ["8 x H, 4 cores, jax 1; commit abc", "not kept"]
+  plain = "8 x H, 4 cores, jax 1"
+  assert sorted(made.machines) == [
+    f"{plain}, XLA_FLAGS=--fast; commit abc",
+    f"{plain}; commit abc",
+    "not kept",
+  ]
   assert next(x.measured_with for x in made.lines if x.n == 2) == (1, 2)
 
 

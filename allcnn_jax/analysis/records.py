@@ -15,7 +15,7 @@ from allcnn_jax.training import evaluate, reporting, sweep
 # What a report writes into a folder of records, and a sweep into its own.
 REPORT = "report.json"
 _NO_RECORDS = (REPORT, sweep.FILE)
-_MACHINE = ("hardware", "versions", "commit", "date")
+_MACHINE = ("command", "environment", "hardware", "versions", "commit", "date")
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", "dataset.data_dir", *config_lib.QUIET)
 
@@ -27,7 +27,7 @@ class Record(NamedTuple):
     config: complete.
     metrics: the lines of `metrics.jsonl`.
     evaluation: `evaluation.json`, or empty if the run has not ended.
-    machine: `hardware`, `versions`, `commit` and `date`, as far as they were kept.
+    machine: what `machine.machine` said when it was last trained, as far as it was kept.
     name: of its folder or file.
   """
 
@@ -116,21 +116,10 @@ def _key(values: dict[str, Any]) -> str:
   return json.dumps(values, sort_keys=True)
 
 
-def write(workdir: epath.PathLike, path: epath.PathLike, command: str) -> None:
-  """Writes the record of a run's folder.
-
-  Args:
-    workdir: the run's folder.
-    path: the file to write.
-    command: what was typed to train it.
-  """
+def write(workdir: epath.PathLike, path: epath.PathLike) -> None:
+  """Writes the record of the run in `workdir` to `path`."""
   run = _of_workdir(epath.Path(workdir))
-  record = {
-    "command": command,
-    **run.machine,
-    "evaluation": run.evaluation,
-    "config": run.config.to_dict(),
-  }
+  record = {**run.machine, "evaluation": run.evaluation, "config": run.config.to_dict()}
   text = json.dumps(record, indent=2)
   # A line of metrics a line of the file, so that a difference can be read.
   metrics = [json.dumps({k: _short(v) for k, v in line.items()}) for line in run.metrics]

@@ -81,14 +81,11 @@ def _keep(
   if not all(folder.is_dir() for folder in folders):
     raise UsageError(f"--output={place}: {source} holds records already; copy them there.")
   files.make_folder(place, f"--output={place}")
-  command = ""
   if (source / sweep.FILE).exists():
-    text = (source / sweep.FILE).read_text()
-    command = json.loads(text)["command"]
-    files.write(place / sweep.FILE, text.encode())
+    files.write(place / sweep.FILE, (source / sweep.FILE).read_bytes())
   paths = [place / f"{run.name}.json" for run in runs]
   for folder, path in zip(folders, paths):
-    records.write(folder, path, command)
+    records.write(folder, path)
   return paths
 
 

@@ -291,6 +291,7 @@ def _machine(run: Record) -> str:
   count = f"{hardware['devices']} x " if hardware["devices"] > 1 else ""
   said = [f"{count}{hardware['device']}, {hardware['cores']} cores"]
   said += [f"{name} {version}" for name, version in versions.items()]
+  said += [f"{name}={value}" for name, value in kept.get("environment", {}).items()]
   commit = f"; commit {kept['commit']}" if kept.get("commit") else ""
   return ", ".join(said) + commit
 

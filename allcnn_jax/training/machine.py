@@ -1,9 +1,11 @@
-"""What a number was measured with, and when: the hardware, the versions, the code and the day."""
+"""What a number was measured with: the command, the machine, the versions, the code and the day."""
 
 import os
 import pathlib
 import platform
+import shlex
 import subprocess
+import sys
 import time
 from importlib import metadata
 from typing import Any
@@ -14,12 +16,26 @@ from etils import epath
 from allcnn_jax.training import sharding
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# Variables of the environment that change speeds or values.
+_VARIABLES = (
+  "XLA_FLAGS",
+  "LIBTPU_INIT_ARGS",
+  "JAX_DEFAULT_MATMUL_PRECISION",
+  "JAX_ENABLE_X64",
+  "NVIDIA_TF32_OVERRIDE",
+  "GLIBC_TUNABLES",
+)
 
 
 def machine() -> dict[str, Any]:
-  """The hardware, the versions of what computes, the commit of this code, and the day."""
+  """The command, the hardware, the versions of what computes, the commit of this code, the day.
+
+  Of the environment, which stands behind the command, the variables that change speeds or values.
+  """
   device = jax.devices()[0]
   return {
+    "command": shlex.join(["python", *sys.orig_argv[1:]]),
+    "environment": {name: os.environ[name] for name in _VARIABLES if name in os.environ},
     "hardware": {
       "device": _processor() if device.platform == "cpu" else device.device_kind,
       "devices": sharding.mesh().size,

@@ -122,16 +122,13 @@ def _plain(value: Any) -> str:
   return re.sub(r"[^\w.]+", "_", str(value)).strip("_")
 
 
-def sweep(
-  plan: Plan, workdir: epath.PathLike, *, index: int | None = None, command: str = ""
-) -> tuple[str, int]:
+def sweep(plan: Plan, workdir: epath.PathLike, *, index: int | None = None) -> tuple[str, int]:
   """Does what is left of a sweep, or of one of its units.
 
   Args:
     plan: the runs.
     workdir: the sweep's folder; each run has its own in it.
     index: of the only unit to do: one job of an array.
-    command: what was typed, for the records.
 
   Returns:
     "done", or "stopped" after SIGTERM or SIGINT; and how many of the runs are broken.
@@ -145,7 +142,7 @@ def sweep(
     numbered = ", ".join(f"{i} {name}" for i, name in enumerate(units))
     raise UsageError(f"--index={index}: the sweep's units are {numbered}.")
   todo = _Sweep(plan, units if index is None else [units[index]], epath.Path(workdir))
-  _claim(plan, epath.Path(workdir), command)
+  _claim(plan, epath.Path(workdir))
   return todo.go()
 
 
@@ -302,14 +299,13 @@ def _shared(config: ml_collections.ConfigDict) -> str:
   return f"preprocessing/{_plain(c.name)}-{size}-held_out{c.validation}-{c.preprocessing}"
 
 
-def _claim(plan: Plan, workdir: epath.Path, command: str) -> None:
+def _claim(plan: Plan, workdir: epath.Path) -> None:
   """Writes the sweep's file, or makes sure that the folder is this sweep's.
 
   Raises:
     UsageError: it is another's.
   """
   values = {
-    "command": command,
     "table": plan.table,
     "rates": list(plan.rates),
     "held_out": plan.held_out,
