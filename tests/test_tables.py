@@ -1,7 +1,7 @@
 """Tables from records made by hand."""
 
-import ml_collections
 import pytest
+from configs import cifar10, cifar10_large, imagenet
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import printed, report, tables
@@ -9,18 +9,10 @@ from allcnn_jax.analysis.records import Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 
-PAPER = {
-  "dataset.name": "cifar10",
-  "dataset.preprocessing": "gcn_zca",
-  "train.epochs": 350,
-  "optimizer.learning_rate": 0.05,
-}
-
 
 def run(error=10.0, status="ok", step=None, machine=None, **keys):
   """A run of the paper's All-CNN-C but for `keys`, their dots written as two underscores."""
-  config = config_lib.complete(ml_collections.ConfigDict())
-  config.update_from_flattened_dict(PAPER)
+  config = config_lib.complete(cifar10.get_config())
   config.update_from_flattened_dict({k.replace("__", "."): v for k, v in keys.items()})
   total = config.train.steps or 390 * config.train.epochs
   metrics = [
@@ -65,7 +57,7 @@ def test_two_runs_of_one_config_stand_in_one_line():
     ("model.width", 0.5),
     ("model.init", "lecun_normal"),
     ("optimizer.learning_rate", 0.1),
-    ("optimizer.clip_norm", 1.0),
+    ("optimizer.clip_norm", 2.0),
     ("train.epochs", 2),
     ("train.batch_size", 64),
     ("evaluate.every_steps", 5),
@@ -118,6 +110,42 @@ def test_a_difference_is_given_only_where_the_paper_s_experiment_was_repeated():
   assert narrow.difference is None
   assert narrow.printed == 9.08
   assert narrow.parameters < whole.parameters / 50
+
+
+@pytest.mark.parametrize(
+  "keys",
+  [
+    {"optimizer__schedule": "triangle"},
+    {"optimizer__drops": ()},
+    {"optimizer__momentum": 0.5},
+    {"optimizer__nesterov": True},
+    {"optimizer__weight_decay": 0.0},
+    {"model__dropout": (0.0, 0.0)},
+    {"model__final_relu": False},
+    {"rule__start_from": "elsewhere"},
+  ],
+)
+def test_another_protocol_is_not_the_paper_s_experiment(keys):
+  (said,) = line([run(**keys)], "All-CNN-C").unlike
+  (key,) = keys
+  assert said.startswith(key.replace("__", "."))
+
+
+def test_the_configs_of_the_other_rows_repeat_theirs():
+  def unlike(config):
+    values = dict(config_lib.leaves(config))
+    (found,) = [
+      x
+      for x in tables.make([run(**{k.replace(".", "__"): v for k, v in values.items()})]).lines
+      if x.n
+    ]
+    return found.printed, found.unlike
+
+  assert unlike(cifar10_large.get_config()) == (4.41, ())
+  assert unlike(imagenet.get_config()) == (41.2, ())
+  printed_error, keys = unlike(imagenet.get_config("large_batch"))
+  assert printed_error == 41.2
+  assert {k.split()[0] for k in keys} >= {"train.batch_size", "optimizer.learning_rate"}
 
 
 def test_the_rate_is_said_with_those_that_it_was_chosen_from():
