@@ -1,13 +1,13 @@
 """Tables from records made by hand."""
 
 import pytest
-from configs import cifar10, cifar10_large, imagenet
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import printed, report, tables
 from allcnn_jax.analysis.records import Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
+from configs import cifar10, cifar10_large, imagenet
 
 
 def run(error=10.0, status="ok", step=None, machine=None, **keys):

@@ -122,7 +122,7 @@ def write(workdir: epath.PathLike, path: epath.PathLike) -> None:
   record = {**run.machine, "evaluation": run.evaluation, "config": run.config.to_dict()}
   text = json.dumps(record, indent=2)
   # A line of metrics a line of the file, so that a difference can be read.
-  metrics = [json.dumps({k: _short(v) for k, v in line.items()}) for line in run.metrics]
+  metrics = map(json.dumps, run.metrics)
   text = (
     text[: text.rindex("\n}")] + ',\n  "metrics": [\n    ' + ",\n    ".join(metrics) + "\n  ]\n}\n"
   )
@@ -152,7 +152,8 @@ def _of_workdir(workdir: epath.Path) -> Record:
   result, kept = workdir / "evaluation.json", workdir / "machine.json"
   return Record(
     evaluate.read_config(workdir),
-    reporting.read(workdir),
+    # Rounded as its file has them, so that both make the same table.
+    [{k: _short(v) for k, v in line.items()} for line in reporting.read(workdir)],
     json.loads(result.read_text()) if result.exists() else {},
     json.loads(kept.read_text()) if kept.exists() else {},
     workdir.name or workdir.resolve().name,
