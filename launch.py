@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from allcnn_jax import files
-from allcnn_jax.errors import DiskFull, UsageError, unknown
+from allcnn_jax.errors import DiskFull, UsageError, is_denied, is_full, unknown
 
 
 def train(values: flags.FlagValues) -> int:
@@ -239,6 +239,9 @@ def run(words: Sequence[str]) -> int:
   if name not in VERBS:
     raise unknown("verb", name, VERBS)
   verb = VERBS[name]
+  if {"-h", "--help"} & {*words}:
+    print(f"python launch.py {name} {verb.call.__doc__}")
+    return 0
   values = flags.FlagValues()
   flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
   for flag in verb.flags:
@@ -269,11 +272,13 @@ def main() -> None:
   try:
     with job():
       status = run(sys.argv[1:])
-  except (UsageError, flags.Error) as error:
+  except (UsageError, flags.Error, OSError) as error:
+    if isinstance(error, OSError) and not is_denied(error):
+      raise
     print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     status = 2
     leave(status)
-    if isinstance(error, DiskFull):
+    if isinstance(error, DiskFull) or is_full(error):
       os._exit(status)  # the usual way out would try to write again, and complain of each file
   sys.exit(status)
 

@@ -7,7 +7,7 @@ say, before anything is done; the README's table is made from `KEYS`.
 import itertools
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -26,16 +26,19 @@ class Key(NamedTuple):
     allowed: the values that it may have, in words.
     check: whether a value of the default's type is one of them.
     meaning: what it decides.
+    names: the values, where they are so many names and no others.
   """
 
   default: Any
   allowed: str
   check: Callable[[Any], bool]
   meaning: str
+  names: tuple[str, ...] = ()
 
 
-def _one_of(default: str, names, meaning: str) -> Key:
-  return Key(default, " ".join(f"`{n}`" for n in names), lambda v: v in names, meaning)
+def _one_of(default: str, names: Iterable[str], meaning: str) -> Key:
+  names = tuple(names)
+  return Key(default, " ".join(f"`{n}`" for n in names), lambda v: v in names, meaning, names)
 
 
 def _integer(default: int, least: int, meaning: str) -> Key:
@@ -215,7 +218,7 @@ QUIET = (
   "stream.damaged",
 )
 # A run may be gone on with under other values of these keys, and of no others.
-MAY_CHANGE = ("train.steps", "train.epochs", *QUIET)
+MAY_CHANGE = ("train.steps", "train.epochs", "dataset.data_dir", *QUIET)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -253,10 +256,14 @@ def check(config: ml_collections.ConfigDict) -> None:
     key = KEYS[path]
     value = _as_type(path, value)
     if not key.check(value):
-      names = key.allowed.split("` `")
-      if len(names) > 1 and isinstance(value, str) and path != "model.pool":
-        raise unknown(path, value, [n.strip("`") for n in names])
+      if key.names:
+        raise unknown(path, value, key.names)
       raise UsageError(f"{path}={value!r}: must be {key.allowed.replace('`', '')}.")
+  if config.rule.name == "batch_manhattan" and config.optimizer.clip_norm:
+    raise UsageError(
+      f"optimizer.clip_norm={config.optimizer.clip_norm}: rule.name='batch_manhattan' takes the sign of "
+      "every gradient, which clipping would only make smaller, all alike: 0 leaves it out."
+    )
   if config.dataset.augment == "graham" and config.dataset.preprocessing != "grey":
     raise UsageError(
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "
@@ -315,7 +322,10 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     UsageError: it is no such config.
   """
   try:
-    config = ml_collections.ConfigDict(json.loads(text))
+    values = json.loads(text)
+    if not isinstance(values, dict):
+      raise TypeError(f"a {type(values).__name__} in the place of an object")
+    config = ml_collections.ConfigDict(values)
   except (ValueError, TypeError) as error:
     raise UsageError(f"it is not the JSON of a config: {error}") from None
   config = complete(config)

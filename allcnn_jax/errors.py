@@ -35,6 +35,11 @@ def is_full(error: Exception) -> bool:
   return getattr(error, "errno", None) in _NO_SPACE or any(x in str(error) for x in said)
 
 
+def is_denied(error: OSError) -> bool:
+  """Whether the system refused a file or folder for want of space or of the right to it."""
+  return is_full(error) or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 def unwritable(what: str, error: OSError) -> UsageError:
   """An error for a file or folder, as the user named it, that cannot be written."""
   kind = DiskFull if is_full(error) else UsageError

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import math
 import os
 import uuid
+from collections.abc import Mapping
 from typing import Any
 
 from etils import epath
@@ -72,20 +74,33 @@ def check_file(path: epath.PathLike, told: str) -> None:
     raise UsageError(f"{told} is a folder: a file is wanted.")
   if not path.parent.is_dir():
     raise UsageError(f"{told}: there is no such folder.")
-  if not is_bucket(path) and not os.access(path if path.exists() else path.parent, os.W_OK):
+  if not is_bucket(path) and not os.access(path if _is_device(path) else path.parent, os.W_OK):
     raise UsageError(f"{told} cannot be written: {os.strerror(errno.EACCES)}.")
 
 
 def write_json(path: epath.PathLike, values: Any, told: str) -> None:
-  """Writes `values` into a file that the user named as `told`.
+  """Writes `values` into a file that the user named as `told`: whole, or not at all.
 
   Raises:
     UsageError: it cannot be written.
   """
+  path, text = epath.Path(path), json.dumps(values, indent=2) + "\n"
   try:
-    epath.Path(path).write_text(json.dumps(values, indent=2) + "\n")
+    path.write_text(text) if _is_device(path) else write(path, text.encode())
   except OSError as error:
     raise unwritable(told, error) from None
+
+
+def _is_device(path: epath.Path) -> bool:
+  """Whether it is something like /dev/stdout, in whose place no file is to be put."""
+  return os.path.exists(path) and not os.path.isfile(path)
+
+
+def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
+  """The same with None for what is no number: JSON has none of these."""
+  return {
+    k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
+  }
 
 
 def cache() -> epath.Path:

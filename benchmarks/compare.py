@@ -20,7 +20,7 @@ import jax
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import machine
+from benchmarks import output
 from configs import cifar10
 
 PEER = pathlib.Path(__file__).with_name("torch_peer.py")
@@ -34,8 +34,8 @@ def main():
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
-  parser.add_argument("--rounds", type=int, default=12)
-  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  parser.add_argument("--rounds", type=int, choices=range(1, 1000), metavar="N", default=12)
+  output.add_to(parser)
   flags = parser.parse_args()
 
   config = config_lib.complete(
@@ -54,16 +54,26 @@ def main():
   words += [f"--{k}={getattr(flags, k)}" for k in ("network", "width", "batch_size", "dtype")]
   words += ["--augment"] if flags.augment else []
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-  with subprocess.Popen(words, text=True, bufsize=1, **pipes) as peer:
-    about = json.loads(peer.stdout.readline() or "null")
-    if about is None:
+  try:
+    peer = subprocess.Popen(words, text=True, bufsize=1, **pipes)
+  except OSError as error:
+    parser.error(f"--python={flags.python}: {error.strerror}.")
+
+  def told():
+    line = peer.stdout.readline()
+    if not line:
       parser.error("the peer has ended with what stands above.")
+    return json.loads(line)
+
+  with peer:
+    about = told()
     print(f"{jax.default_backend()}: jax {jax.__version__} against {about}", flush=True)
     here, there = [], []
     for _ in range(flags.rounds):
       here.append(ours.steps * flags.batch_size / ours.seconds())
-      peer.stdin.write("\n")
-      there.append(json.loads(peer.stdout.readline()))
+      if peer.poll() is None:
+        peer.stdin.write("\n")
+      there.append(told())
       print(
         f"  {here[-1]:10.1f} {there[-1]:10.1f} images/s   x {here[-1] / there[-1]:.2f}", flush=True
       )
@@ -72,17 +82,13 @@ def main():
   ratios = [a / b for a, b in zip(here, there)]
   ratio, (low, high) = statistics.median(ratios), benchmark.quartiles(ratios)
   print(f"x {ratio:.3f} of PyTorch's images a second ({low:.3f} to {high:.3f})")
-  if flags.output:
-    asked = {k: v for k, v in vars(flags).items() if k not in ("python", "output")}
-    values = {
-      **asked,
-      **machine.machine(),
-      "peer": about,
-      "images_per_second": {"here": here, "there": there},
-      "ratio": ratio,
-      "quartiles": [low, high],
-    }
-    flags.output.write_text(json.dumps(values, indent=2) + "\n")
+  values = {
+    "peer": about,
+    "images_per_second": {"here": here, "there": there},
+    "ratio": ratio,
+    "quartiles": [low, high],
+  }
+  output.write(flags, output.asked(flags) | values)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ images are decoded in processes whose memory and time are not this one's: the ra
 
 import argparse
 import itertools
-import json
 import os
 import pathlib
 import statistics
@@ -23,7 +22,7 @@ import tempfile
 import time
 
 from allcnn_jax.data import stream
-from allcnn_jax.training import machine
+from benchmarks import output
 
 CROPS = stream.Crops((224, 224), 256, random=True)
 _BUFFERED = 10  # batches; more than either keeps
@@ -113,12 +112,11 @@ def main():
   parser.add_argument("--rounds", type=int, default=10)
   parser.add_argument("--batches", type=int, default=10, help="a round")
   parser.add_argument("--epoch", type=int, default=6400, help="images; memory is read ten times")
-  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  output.add_to(parser)
   flags = parser.parse_args()
-  about = machine.machine()
   cores = sorted(os.sched_getaffinity(0))[: flags.cores]
   os.sched_setaffinity(0, cores)
-  found = {k: v for k, v in vars(flags).items() if k != "output"}
+  found = output.asked(flags)
 
   first = [seconds_to_first_batch(flags.dataset, flags.batch_size, flags.workers) for _ in range(3)]
   found["seconds_to_first_batch"] = {
@@ -155,8 +153,7 @@ def main():
     "ratio_quartiles": benchmark.quartiles(ratios),
   }
   print(f"ratio {found['ratio']:.2f}")
-  if flags.output:
-    flags.output.write_text(json.dumps(found | about, indent=2) + "\n")
+  output.write(flags, found)
   batches.close()
 
 

@@ -8,8 +8,6 @@ round). Compile time is apart. `measure` is one measurement of alignment, as a r
 """
 
 import argparse
-import json
-import pathlib
 import statistics
 import time
 
@@ -19,8 +17,9 @@ import jax.numpy as jnp
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import learning_rules, machine, measurements, parts
+from allcnn_jax.training import learning_rules, measurements, parts
 from allcnn_jax.training import step as step_lib
+from benchmarks import output
 from configs import feedback_alignment
 
 
@@ -70,7 +69,7 @@ def main():
   parser.add_argument("--rules", nargs="+", default=list(learning_rules.RULES))
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=20)
-  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  output.add_to(parser)
   flags = parser.parse_args()
 
   found, (bp, _) = {}, prepare(flags.config, "bp", flags.batch_size)
@@ -83,10 +82,8 @@ def main():
     found[rule] = compared(rule, step, bp, flags.rounds)
     if rule == "fa":
       found["measure (fa)"] = compared("measure (fa)", measure, bp, flags.rounds)
-  if flags.output:
-    about = {"network": flags.config, "batch_size": flags.batch_size, "rounds": flags.rounds}
-    values = about | machine.machine() | {"steps": found}
-    flags.output.write_text(json.dumps(values, indent=2) + "\n")
+  about = {"network": flags.config, "batch_size": flags.batch_size, "rounds": flags.rounds}
+  output.write(flags, about | {"steps": found})
 
 
 if __name__ == "__main__":

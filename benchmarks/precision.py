@@ -9,8 +9,6 @@ On a GPU float32 means TF32 unless JAX_DEFAULT_MATMUL_PRECISION=highest is set.
 """
 
 import argparse
-import json
-import pathlib
 
 import jax
 import jax.numpy as jnp
@@ -19,8 +17,9 @@ from flax import traverse_util
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import machine, parts, randomness
+from allcnn_jax.training import parts, randomness
 from allcnn_jax.training import step as step_lib
+from benchmarks import output
 from configs import cifar10
 
 CLASSES = 10
@@ -73,7 +72,7 @@ def main():
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--batch_size", type=int, default=128)
-  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  output.add_to(parser)
   flags = parser.parse_args()
 
   config = config_lib.complete(cifar10.get_config(flags.network))
@@ -85,11 +84,7 @@ def main():
     parser.error(str(error))
   for name, error in found.items():
     print(f"{name:16} {error:.1e}")
-  if flags.output:
-    asked = {k: v for k, v in vars(flags).items() if k != "output"}
-    precision = jax.config.jax_default_matmul_precision
-    values = {**asked, "matmul_precision": precision, **machine.machine(), "errors": found}
-    flags.output.write_text(json.dumps(values, indent=2) + "\n")
+  output.write(flags, output.asked(flags) | {"errors": found})
 
 
 if __name__ == "__main__":

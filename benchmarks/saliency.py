@@ -8,8 +8,6 @@ one that compiles, because other load only adds to a time; a search is over all 
 
 import argparse
 import functools
-import json
-import pathlib
 import time
 
 import jax
@@ -17,7 +15,7 @@ import numpy as np
 
 from allcnn_jax.analysis import patches, saliency
 from allcnn_jax.nets import model, relu
-from allcnn_jax.training import machine
+from benchmarks import output
 
 
 def seconds(functions: dict, repeats: int) -> dict[str, float]:
@@ -39,7 +37,7 @@ def main() -> None:
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--layer", default="conv7")
   parser.add_argument("--repeats", type=int, default=3)
-  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  output.add_to(parser)
   args = parser.parse_args()
 
   net = model.create("all_cnn_c", 10, width=args.width)
@@ -70,7 +68,7 @@ def main() -> None:
   gradient = seconds(gradients, 5 * args.repeats)
   search = seconds(passes, args.repeats)
   found = {
-    **{name: value for name, value in vars(args).items() if name != "output"},
+    **output.asked(args),
     "seconds": gradient | search,
     "guided / plain gradient": gradient["guided"] / gradient["plain"],
     "patches / forward": search["patches"] / search["forward"],
@@ -79,8 +77,7 @@ def main() -> None:
     print(f"{name:10} {1000 * value:10.1f} ms")
   for ratio in ("guided / plain gradient", "patches / forward"):
     print(f"{ratio}: {found[ratio]:.3f}")
-  if args.output:
-    args.output.write_text(json.dumps(found | machine.machine(), indent=2) + "\n")
+  output.write(args, found)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ with the same maps, channel by channel. Both take turns; the ratio is the median
 """
 
 import argparse
-import json
-import pathlib
 import statistics
 import time
 
@@ -21,8 +19,9 @@ import scipy.ndimage
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.data import augmentation
-from allcnn_jax.training import machine, parts
+from allcnn_jax.training import parts
 from allcnn_jax.training import step as step_lib
+from benchmarks import output
 from configs import cifar10_large
 
 SIZE = (126, 126)
@@ -81,7 +80,7 @@ def main():
   parser.add_argument("--images", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=20)
   parser.add_argument("--step", action="store_true", help="the share of a whole step instead")
-  parser.add_argument("--output", type=pathlib.Path, help="a JSON file to write")
+  output.add_to(parser)
   flags = parser.parse_args()
   found = {"images": flags.images, "rounds": flags.rounds}
 
@@ -115,8 +114,7 @@ def main():
       found[name] = {"milliseconds_an_image": each, "times_as_fast_as_scipy": ratio}
       print(f"{name:12} {each:7.3f} ms an image   {ratio:5.2f} times as fast as SciPy")
     print(f"largest difference between warp and SciPy: {worst:.1g}")
-  if flags.output:
-    flags.output.write_text(json.dumps(found | machine.machine(), indent=2) + "\n")
+  output.write(flags, found)
 
 
 if __name__ == "__main__":

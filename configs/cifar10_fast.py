@@ -11,6 +11,10 @@ on a CPU, in float32, one seed came to 8.77 % (results/LOG.md). A run is 24 epoc
 from configs import cifar10
 
 
+def get_sweep():
+  return {"table": "cifar10_fast", "units": [get_config()], "seeds": 5}
+
+
 def get_config():
   config = cifar10.get_config("all_cnn_c,augment")
   config.model.final_relu = False  # no start can die

@@ -50,7 +50,7 @@ def get_config(arg="fa_mnist,fa_usf_sn"):
 
   config.dataset = ml_collections.ConfigDict()
   config.dataset.name = dataset
-  config.dataset.preprocessing = "standardize"  # our choice: the supplement is not at hand
+  config.dataset.preprocessing = "standardize"  # our choice: no source at hand says
   config.dataset.augment = augment
 
   config.train = ml_collections.ConfigDict()

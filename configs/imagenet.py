@@ -34,8 +34,8 @@ def get_config(arg=""):
 
   config.dataset = ml_collections.ConfigDict()
   config.dataset.name = "imagenet2012"
-  # Our choices, Caffe's custom: the shorter side at 256, random crops of 224, flips; the training
-  # mean subtracted. The deviation goes too, as the initializer expects.
+  # Our choices, as Krizhevsky et al. 2012: the shorter side at 256, random crops of 224, flips; the
+  # training mean subtracted. The deviation goes too, as the initializer expects.
   config.dataset.augment = "imagenet"
   config.dataset.preprocessing = "standardize"
 

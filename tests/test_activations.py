@@ -66,6 +66,7 @@ def test_activations_that_are_no_relu_are_named(name):
   ("fn", "name"),
   [
     (jnp.tanh, "tanh"),
+    (jnp.arcsinh, "asinh"),
     (jax.nn.sigmoid, "logistic"),
     (lambda x: jax.nn.gelu(x, approximate=False), "gelu"),
     (lambda x: jnp.logaddexp(x, 0), "softplus"),

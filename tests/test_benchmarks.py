@@ -3,10 +3,11 @@
 import json
 import pathlib
 import sys
+import types
 
 import pytest
 
-from benchmarks import learning_rules, saliency, scaling, warp
+from benchmarks import compare, learning_rules, saliency, scaling, warp
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -22,7 +23,50 @@ ROOT = pathlib.Path(__file__).parents[1]
 def test_a_command_measures_and_writes(module, words, tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["x", *words, f"--output={tmp_path / 'found.json'}"])
   module.main()
-  assert json.loads((tmp_path / "found.json").read_text())["hardware"]
+  found = json.loads((tmp_path / "found.json").read_text())
+  assert found["hardware"]
+  assert found["command"]
+
+
+@pytest.fixture
+def against(tmp_path, monkeypatch):
+  """Compares with a peer that says what it is told to."""
+
+  def go(*lines):
+    peer = tmp_path / "peer"
+    said = "".join(f"print({line!r}, flush=True); sys.stdin.readline()\n" for line in lines)
+    peer.write_text(f"#!{sys.executable}\nimport sys\n{said}")
+    peer.chmod(0o755)
+    words = ["--width=0.02", "--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}"]
+    monkeypatch.setattr(sys, "argv", ["x", f"--python={peer}", *words])
+    compare.main()
+    return json.loads((tmp_path / "found.json").read_text())
+
+  return go
+
+
+def test_the_ratio_to_the_peer_is_that_of_each_round(against):
+  found = against('{"torch": "2"}', "10.0", "1000.0")
+  here, there = found["images_per_second"]["here"], found["images_per_second"]["there"]
+  assert there == [10.0, 1000.0]
+  assert found["ratio"] == pytest.approx((here[0] / 10 + here[1] / 1000) / 2)
+  assert found["peer"] == {"torch": "2"}
+
+
+def test_a_peer_that_ends_early_is_one_line_and_nothing_is_written(against, tmp_path, capsys):
+  with pytest.raises(SystemExit, match="2"):
+    against('{"torch": "2"}', "10.0")
+  assert "the peer has ended" in capsys.readouterr().err
+  assert not (tmp_path / "found.json").exists()
+
+
+@pytest.mark.parametrize("word", ["--output=nowhere/found.json", "--output=.", "--python=nobody"])
+def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypatch, capsys):
+  monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: types.SimpleNamespace(steps=1))
+  monkeypatch.setattr(sys, "argv", ["x", "--python=nobody", word])
+  with pytest.raises(SystemExit, match="2"):
+    compare.main()
+  assert word in capsys.readouterr().err
 
 
 def test_the_page_on_scaling_is_the_one_that_is_printed(capsys):

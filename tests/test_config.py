@@ -48,7 +48,8 @@ def test_json_keeps_every_value_and_type():
     ("graham__skew", 1.0, "below 1"),
     ("stream__damaged", 1.5, "below 1"),
     ("model__width", math.inf, "above 0"),
-    ("model__pool", "inf", "p >= 1"),
+    ("model__pool", "0.5", "p >= 1"),
+    ("dataset__name", "", "or a TFDS image set such as cifar10 cifar100 mnist"),
     ("optimizer__drops", (5, math.inf), "rising"),
     ("graham__colour", (math.inf, 0, 0, 0), "four numbers"),
   ],
@@ -62,6 +63,10 @@ def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, s
   ("keys", "said"),
   [
     (
+      {"rule__name": "batch_manhattan", "optimizer__clip_norm": 1.0},
+      "optimizer.clip_norm=1.0: rule.name='batch_manhattan' takes the sign",
+    ),
+    (
       {"model__name": "large_all_cnn", "dataset__preprocessing": "gcn_zca"},
       "up to 16384 values, not of 126x126x3",
     ),
@@ -71,7 +76,7 @@ def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, s
     ),
   ],
 )
-def test_what_a_network_s_size_forbids_is_refused(keys, said):
+def test_what_does_not_go_together_is_refused(keys, said):
   with pytest.raises(UsageError, match=said):
     config_lib.check(complete(**keys))
 

@@ -150,6 +150,35 @@ def test_in_anybody_s_network_errors_arrive_at_the_next_layer_s_input(key, net, 
   assert np.any(b["conv1"]["kernel"])
 
 
+class Normalised(nn.Module):
+  """A network that returns its batch statistics beside its output."""
+
+  @nn.compact
+  def __call__(self, x, train=False):
+    x = nn.relu(nn.Conv(2, (3, 3), name="conv1")(x))
+    x = nn.BatchNorm(use_running_average=not train)(x)
+    x = nn.relu(nn.Conv(2, (3, 3), name="conv2")(x))
+    return nn.Dense(3, name="dense1")(x.mean(axis=(1, 2)))
+
+
+@pytest.mark.parametrize("name", ["dfa", "dense_fa", "fa"])
+def test_a_network_that_updates_its_own_state_learns_too(key, name):
+  x = jax.random.normal(key, (4, 6, 6, 1))
+  rule, net = learning_rules.create(name), Normalised()
+  variables = rule.init(net, net.init(key, x), x, seed=2)
+
+  def loss(params):
+    y, state = rule.apply(
+      net, {**variables, "params": params}, x, train=True, mutable=["batch_stats"]
+    )
+    return (y**2).sum(), state
+
+  gradients, state = jax.grad(loss, has_aux=True)(variables["params"])
+  assert np.any(gradients["conv1"]["kernel"])
+  mean = state["batch_stats"]["BatchNorm_0"]["mean"]
+  assert not np.array_equal(mean, variables["batch_stats"]["BatchNorm_0"]["mean"])
+
+
 def test_dfa_needs_an_output_of_classes(key):
   net = nn.Conv(3, (3, 3))
   x = jnp.ones((1, 4, 4, 1))

@@ -83,3 +83,20 @@ def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, figure, inputs, line
   with pytest.raises(UsageError, match=line):
     figures.visualize(tmp_path, figure, inputs=inputs)
   assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+  ("figure", "choice", "line"),
+  [
+    ("1", {"layer": "conv1"}, "--figure=1 takes no --layer, but none of these flags"),
+    ("1", {"step": 0}, "takes no --step"),
+    ("2", {"split": "train"}, "--figure=2 takes no --split, but --layer, --channels, --step"),
+    ("augmentation", {"channels": [3]}, "takes no --channels, but --split, --step"),
+    ("fa1", {"layer": "conv1"}, "takes no --layer"),
+    ("fa2", {"step": 3}, "takes no --step"),
+  ],
+)
+def test_a_choice_that_a_figure_does_not_have_is_refused(tmp_path, figure, choice, line):
+  with pytest.raises(UsageError, match=line):
+    figures.visualize(tmp_path, figure, **choice)
+  assert not list(tmp_path.iterdir())

@@ -37,3 +37,13 @@ def test_a_file_that_cannot_be_written_is_one_line_before_and_after(tmp_path, mo
   monkeypatch.setattr(os, "access", lambda *_: False)  # root may write everywhere
   with pytest.raises(UsageError, match="--output=here cannot be written: Permission denied"):
     files.check_file(tmp_path / "x", "--output=here")
+
+
+def test_a_pipe_is_written_into_and_stays_one(tmp_path):
+  os.mkfifo(tmp_path / "pipe")
+  end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+  files.check_file(tmp_path / "pipe", "--output=pipe")
+  files.write_json(tmp_path / "pipe", {"a": 1}, "--output=pipe")
+  assert json.loads(os.read(end, 100)) == {"a": 1}
+  os.close(end)
+  assert (tmp_path / "pipe").is_fifo()

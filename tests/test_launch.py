@@ -1,3 +1,4 @@
+import errno
 import os
 import pathlib
 import pickle
@@ -187,6 +188,23 @@ def test_a_wrong_verb_ends_with_status_2_and_one_line():
   assert done.stdout == ""
   assert done.stderr.count("\n") == 1
   assert "Traceback" not in done.stderr
+
+
+def test_a_verb_says_what_it_takes(capsys):
+  assert launch.run(["train", "--help"]) == 0
+  assert "--config=FILE --workdir=DIR" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_what_the_system_refuses_is_one_line(number, monkeypatch, capsys):
+  def refuse(words):
+    raise OSError(number, os.strerror(number), "a/file")
+
+  monkeypatch.setattr(launch, "run", refuse)
+  monkeypatch.setattr(launch.os, "_exit", sys.exit)
+  with pytest.raises(SystemExit, match="2"):
+    launch.main()
+  assert os.strerror(number) in capsys.readouterr().err
 
 
 def test_the_status_says_how_a_verb_ended(monkeypatch):

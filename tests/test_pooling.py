@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy.signal import correlate2d
 
+from allcnn_jax.nets import architectures
 from allcnn_jax.nets.architectures import Pool
 from allcnn_jax.nets.pooling import pool
 
@@ -37,6 +38,11 @@ def test_the_maximum_is_where_the_norms_lead(x):
   layer = Pool("max", 3, 2, (0, 1))
   np.testing.assert_array_equal(pool(x, layer), windows(np.asarray(x), layer).max(3))
   np.testing.assert_allclose(pool(x, Pool("400", 3, 2, (0, 1))), pool(x, layer), rtol=1e-2)
+
+
+def test_a_norm_of_infinity_is_the_maximum():
+  infinite, largest = (architectures.resolve("model_c", 10, pool=p) for p in ("inf", "max"))
+  assert infinite == largest
 
 
 def test_large_p_and_large_values_do_not_overflow(x):

@@ -60,6 +60,21 @@ def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
   assert "\r" not in out.out + out.err
 
 
+def test_what_goes_to_a_file_has_every_line_though_the_bar_is_on_a_terminal(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(reporting.sys.stderr, "isatty", lambda: True)
+  report(tmp_path, [10, 20])
+  assert "step 20/100  epoch 2.0  loss 0.0500  error 50.00 %" in capsys.readouterr().out
+
+
+def test_what_is_no_number_is_null(tmp_path):
+  reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
+  reporter.evaluation(10, "test", loss=float("nan"), error=90.0)
+  reporter.close()
+  assert lines(tmp_path) == [{"step": 10, "split": "test", "eval_loss": None, "eval_error": 90.0}]
+
+
 def test_the_time_of_training_is_that_of_its_steps_by_hand(tmp_path):
   lines = [
     {"step": 10, "images_per_second": 40.0},

@@ -280,6 +280,7 @@ def test_every_declared_sweep_is_a_plan(name, monkeypatch):
   assert plan.table in printed.TABLES
   assert len(plan.units) == len(module.get_sweep()["units"])
   expected = {"table3": (12, 84), "table4": (3, 21), "pooling": (6, 18), "fa_table1": (44, 88)}
+  expected["cifar10_fast"] = (1, 5)
   runs = len(plan.units) * (len(plan.rates) + plan.seeds)
   assert (len(plan.units), runs) == expected.get(name, (8, 24))
 

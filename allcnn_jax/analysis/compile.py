@@ -158,7 +158,7 @@ def compile(
     target.memory,
     images,
     tuple(
-      _program(name, *lowered[name], target.kind, (images, sizes.train, sizes.test))
+      _program(name, *lowered[name], target.kind, (images, sizes.train - config.dataset.validation))
       for name in programs
       if name in lowered
     ),
@@ -231,6 +231,7 @@ def _program(
   rows: tuple[int, ...],
 ) -> Program:
   # A program of another machine is not kept: the seconds are the compiler's.
+  before = jax.config.jax_enable_compilation_cache
   jax.config.update("jax_enable_compilation_cache", False)
   start = time.perf_counter()
   try:
@@ -240,7 +241,7 @@ def _program(
       raise
     return Program(name, steps, refused=str(error).partition("\n")[0])
   finally:
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_enable_compilation_cache", before)
   seconds = time.perf_counter() - start
   memory = compiled.memory_analysis()
   text = compiled.as_text()

@@ -45,6 +45,15 @@ FIGURES: dict[str, Callable[[gallery.Request], Sheet]] = {
   "fa1": ways_back.figure,
 }
 
+# Which flags a figure takes; without a name, that of `inputs`.
+_TAKES: dict[str | None, tuple[str, ...]] = {
+  "2": ("layer", "channels", "step"),
+  "3": ("layer", "channels", "split", "step"),
+  **dict.fromkeys(("4", "5", "6"), ("layer", "channels", "input", "split", "step")),
+  "augmentation": ("split", "step"),
+  None: ("layer", "channels", "input", "step"),
+}
+
 _GAP, _MARGIN = 6, 24  # pixels between pictures, and around the whole
 _SMALL, _TEXT, _TITLE = 6, 7, 11  # points
 
@@ -76,15 +85,21 @@ def visualize(
     the paths written.
 
   Raises:
-    UsageError: an unknown figure, layer or channel, a picture that is none, an empty set.
+    UsageError: an unknown figure, layer or channel, a choice that the figure does not have, a
+      picture that is none, an empty set.
   """
   known = (*FIGURES, *alignment.CHARTS)
   if figure is None and not inputs:
     raise UsageError(f"--figure=NAME or --input=PHOTO is missing. Figures: {', '.join(known)}.")
   if figure is not None and figure not in known:
     raise unknown("figure", figure, known)
-  if inputs and figure not in ("4", "5", "6", None):
-    raise UsageError(f"--figure={figure} takes no --input: it is not about single pictures.")
+  given = {"layer": layer, "channels": channels, "input": inputs, "split": split, "step": step}
+  takes = _TAKES.get(figure, ())
+  for name, value in given.items():
+    if value not in (None, [], ()) and name not in takes:
+      flags = ", ".join(f"--{x}" for x in takes) or "none of these flags"
+      what = f"--figure={figure}" if figure else "A picture of your own"
+      raise UsageError(f"{what} takes no --{name}, but {flags}.")
   if figure in alignment.CHARTS:
     chart = alignment.CHARTS[figure](records.read(workdir))
     return write(chart, epath.Path(workdir) / "figures")

@@ -153,7 +153,7 @@ def figure3(request: Request) -> Sheet:
   units = saliency.Units(np.repeat(channels, k), position, top.value[channels].ravel())
   inputs = subject.inputs(images[chosen])
   again = patches.replay(net, variables, inputs, units, layer=layer)
-  worst = float(np.abs(again - units.value).max() / max(units.value.max(), 1e-12))
+  worst = float(np.abs(again - units.value).max() / max(np.abs(units.value).max(), 1e-12))
   if worst > 0.01:
     raise RuntimeError(f"Patches of {layer} do not activate it as recorded: off by {worst:.1%}.")
 

@@ -1,9 +1,9 @@
 """Random flips, shifts, crops and warps of preprocessed images: pure functions of (key, images).
 
-They run on the device, inside the training step. Springenberg et al. 2015, 3.2.2: "horizontal
-flips and random translations with a maximum translation of 5 pixels in each dimension", on
-whitened images, where the zeros that come in from outside are the mean. `Graham` is the
-augmentation of 3.2.3, on a canvas larger than the image.
+They run on the device, inside the training step. Springenberg et al. 2015, 3.2.1: images are
+mirrored, and moved by up to 5 pixels in each dimension; here, whitened ones, where the zeros that
+come in from outside are the mean. `Graham` is the augmentation of 3.2.3, on a canvas larger than
+the image.
 """
 
 import dataclasses
@@ -218,7 +218,7 @@ KINDS: dict[str, Augmentation] = {
   "shift_flip": Augmentation(_shift_flip),
   # Moskovitz et al. 2018, CIFAR-10 1: crops of 24 from images of 32.
   "crop_flip": Augmentation(_crop_flip, margin=32 / 24),
-  # Caffe's for ImageNet: crops of 224 from images whose shorter side is 256.
+  # Krizhevsky et al. 2012: crops of 224 from images whose shorter side is 256.
   "imagenet": Augmentation(_crop_flip, margin=256 / 224),
   # Springenberg et al. 2015, 3.2.3: images of 32 on a canvas of 126.
   "graham": Augmentation(Graham(), margin=32 / 126, moves=False),

@@ -19,7 +19,10 @@ _NAMED = (
   *("relu6", "selu", "silu", "soft_sign", "softplus", "sparse_plus", "sparse_sigmoid"),
   "squareplus",
 )
-_PRIMITIVES = ("tanh", "logistic", "erf", "erfc", "sin", "cos", "atan", "clamp", "min")
+_PRIMITIVES = (
+  *("tanh", "logistic", "erf", "erfc", "sin", "cos", "atan", "sinh", "cosh", "asinh"),
+  *("clamp", "min"),
+)
 _COMPARISONS = ("gt", "ge", "lt", "le")
 
 

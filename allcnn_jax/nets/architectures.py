@@ -453,7 +453,7 @@ def _with_pool(name: str, table: Table, pool: str) -> Table:
   if pool == "none":
     kept = (x for x in table if not isinstance(x, Pool))
     return tuple(dataclasses.replace(x, stride=1) if isinstance(x, Conv) else x for x in kept)
-  if pool == "max":
+  if pool == "max" or (is_norm(pool) and math.isinf(float(pool))):
     return table
   if pool not in POOLS and not is_norm(pool):
     raise UsageError(
@@ -469,9 +469,9 @@ def _with_pool(name: str, table: Table, pool: str) -> Table:
 
 
 def is_norm(pool: str) -> bool:
-  """Whether it is the p of a p-norm: a number from 1 (Eq. 1)."""
+  """Whether it is the p of a p-norm: a number from 1, or infinity, which is max (Eq. 1)."""
   try:
-    return 1 <= float(pool) < math.inf
+    return float(pool) >= 1
   except ValueError:
     return False
 

@@ -1,7 +1,6 @@
 """Exact error over a whole split, every image counted once; also from a run's folder alone."""
 
 import functools
-import json
 import math
 import os
 from collections.abc import Iterable
@@ -17,7 +16,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import UsageError, unwritable
+from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
 from allcnn_jax.training import checkpoints, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
@@ -88,14 +87,8 @@ def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
   """Writes `evaluation.json`, for all processes; a loss that is no number becomes null."""
   if not sharding.is_first():
     return
-  plain = {
-    k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
-  }
   path = epath.Path(workdir) / "evaluation.json"
-  try:
-    files.write(path, (json.dumps(plain, indent=2) + "\n").encode())
-  except OSError as error:
-    raise unwritable(str(path), error) from None
+  files.write_json(path, files.json_values(values), str(path))
 
 
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
@@ -109,7 +102,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
     raise UsageError(f"{workdir} is no run's folder: it has no config.json.")
   try:
     return config_lib.from_json(path.read_text())
-  except UsageError as error:
+  except (UsageError, UnicodeDecodeError) as error:
     raise UsageError(f"{path}: {error}") from None
 
 

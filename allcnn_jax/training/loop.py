@@ -162,7 +162,7 @@ class _Run:
         if log or look or save or measure or stop:
           seen = jax.device_get(totals)
           if seen.bad_step >= 0:
-            return self._diverged(report, int(seen.bad_step))
+            return self._diverged(report, int(seen.bad_step) + 1)  # which counts from 0
         if log:
           loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
           report.training(step, loss, error, float(rate(step - 1)))

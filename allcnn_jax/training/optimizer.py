@@ -13,9 +13,9 @@ def create(
 ) -> optax.GradientTransformation:
   """The optimizer of `config.optimizer`.
 
-  Springenberg et al. 2015, 3.2: "stochastic gradient descent with fixed momentum of 0.9 ... the
-  learning rate multiplied by a fixed factor of 0.1 [after 200, 250 and 300 epochs] ... weight
-  decay 0.001", which is coupled: it is added to the gradient before anything else.
+  Springenberg et al. 2015, 3.2: stochastic gradient descent with a momentum of 0.9, a learning
+  rate that is multiplied by 0.1 after 200, 250 and 300 epochs, and a weight decay of 0.001, which
+  is coupled: it is added to the gradient before anything else.
 
   With g the decayed gradient and r the rate, SGD's velocity v is, by `velocity`:
     "caffe": v <- m v + r g,  w <- w - v: after a drop of the rate the weights coast on.

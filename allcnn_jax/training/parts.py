@@ -84,19 +84,19 @@ def recipe(
   config: ml_collections.ConfigDict, num_classes: int, examples: int, mesh: Mesh | None = None
 ) -> step_lib.Recipe:
   """What a run's step is compiled from, for `examples` training images, on all devices or a mesh."""
-  steps_per_epoch = examples // config.train.batch_size
+  steps_per_epoch, _ = steps(config, examples)
   plain = config.dataset.plain_epochs
   mesh = mesh or sharding.mesh()
   return step_lib.Recipe(
-    fast(network(config, num_classes), mesh),
-    optimizer.create(config.optimizer, steps_per_epoch, config.train.epochs),
-    augment(config),
-    image(config)[:2],
-    config.train.batch_size,
-    config.seed,
-    sharding.split(mesh),
-    rule(config, steps_per_epoch),
-    max(config.train.epochs - plain, 0) * steps_per_epoch if plain else None,
+    net=fast(network(config, num_classes), mesh),
+    optimizer=optimizer.create(config.optimizer, steps_per_epoch, config.train.epochs),
+    augment=augment(config),
+    size=image(config)[:2],
+    batch_size=config.train.batch_size,
+    seed=config.seed,
+    split=sharding.split(mesh),
+    rule=rule(config, steps_per_epoch),
+    plain_from=max(config.train.epochs - plain, 0) * steps_per_epoch if plain else None,
   )
 
 

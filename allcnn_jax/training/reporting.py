@@ -75,9 +75,8 @@ class Reporter:
     )
     text = f"epoch {epoch:.1f}  loss {loss:.4f}  error {error:.2f} %  {speed:.0f} images/s"
     self._bar.set_postfix_str(text, refresh=False)
-    if self._bar.disable:
-      clock = f"{left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-      print(f"step {step}/{self._total}  {text}  {clock} left", flush=True)
+    if self._bar.disable or not sys.stdout.isatty():
+      self.note(f"step {step}/{self._total}  {text}  {tqdm.format_interval(left)} left")
 
   def evaluation(self, step: int, split: str, loss: float, error: float) -> None:
     """Tells of an evaluation; error in percent."""
@@ -101,7 +100,7 @@ class Reporter:
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
     with self._metrics.open("a") as f:
-      f.write(json.dumps({"step": step, **values}) + "\n")
+      f.write(json.dumps({"step": step, **files.json_values(values)}) + "\n")
     for name, value in values.items() if self._tensorboard else ():
       if not isinstance(value, str):
         self._tensorboard.add_scalar(name, value, step)

@@ -19,7 +19,7 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import augmentation, datasets
-from allcnn_jax.errors import Hindered, UsageError, unknown, unwritable
+from allcnn_jax.errors import Hindered, UsageError, unknown
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import loop, parts, reporting, sharding
 
@@ -326,11 +326,8 @@ def _claim(plan: Plan, workdir: epath.Path) -> None:
         )
   elif others:
     raise UsageError(f"{workdir} is not empty and holds no sweep: choose another --workdir.")
-  try:
-    workdir.mkdir(parents=True, exist_ok=True)
-    files.write(workdir / FILE, (json.dumps(values, indent=2) + "\n").encode())
-  except OSError as error:
-    raise unwritable(f"--workdir={workdir}", error) from None
+  files.make_folder(workdir, f"--workdir={workdir}")
+  files.write_json(workdir / FILE, values, f"--workdir={workdir}")
 
 
 def _told(values: dict[str, Any]) -> dict[str, Any]:
