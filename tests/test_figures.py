@@ -88,7 +88,7 @@ def test_wrong_use_is_one_line_and_writes_nothing(tmp_path, figure, inputs, line
 @pytest.mark.parametrize(
   ("figure", "choice", "line"),
   [
-    ("1", {"layer": "conv1"}, "--figure=1 takes no --layer, but none of these flags"),
+    ("1", {"layer": "conv1"}, "--figure=1 takes no --layer.$"),
     ("1", {"step": 0}, "takes no --step"),
     ("2", {"split": "train"}, "--figure=2 takes no --split, but --layer, --channels, --step"),
     ("augmentation", {"channels": [3]}, "takes no --channels, but --split, --step"),

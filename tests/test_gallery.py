@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 from allcnn_jax.analysis import gallery, saliency
+from allcnn_jax.analysis import subject as subject_lib
+from allcnn_jax.data import stream
 from allcnn_jax.errors import UsageError
 
 
@@ -42,7 +44,7 @@ def test_figure_2_of_chosen_filters(strided):
 
 
 def test_figure_3_shows_the_patches_of_a_full_search(strided):
-  images = strided.data(None)
+  (images,) = strided.data(None).batches(1000)
   sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,)))
   inputs = strided.inputs(images)
   maps = strided.net.apply(strided.variables, jnp.asarray(inputs), return_activations=True)[1]
@@ -91,11 +93,25 @@ def test_wrong_layers_and_channels_are_one_line(strided, figure):
 
 
 def test_a_set_smaller_than_ten(strided, monkeypatch):
-  few = strided.data(None)[:3]
-  monkeypatch.setattr(type(strided), "data", lambda self, split: few)
+  few = strided.data(None).take(np.arange(3))
+  monkeypatch.setattr(type(strided), "data", lambda self, split: subject_lib.Stored(few))
   sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv1"))
   assert sheet.arrays["all_values"].shape[1] == 3
   assert sheet.caption.startswith("The 3 images of 3")
+
+
+def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, photos, monkeypatch):
+  place = photos({4: None, 9: b"no picture"})
+  streamed = subject_lib.Streamed(stream.Stream("photos", "train", data_dir=place), (32, 32))
+  stored = subject_lib.Stored(np.concatenate(list(streamed.batches(7))))
+  sheets = []
+  for images in (stored, streamed):
+    monkeypatch.setattr(type(strided), "data", lambda self, split, images=images: images)
+    sheets.append(gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,))))
+  a, b = (sheet.arrays for sheet in sheets)
+  assert len(stored) == 16
+  for name in ("all_images", "all_positions", "images"):
+    np.testing.assert_array_equal(a[name], b[name])
 
 
 def test_a_dead_layer_is_drawn_and_called_blank(strided):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.data import preprocessing
+from allcnn_jax.data import augmentation, preprocessing, stream
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, loop, parts, sources
 from allcnn_jax.training import step as step_lib
@@ -61,10 +61,11 @@ def test_views_are_augmented_and_the_image_itself_is_not(tiny):
 
 
 def test_a_stream_evaluates_what_would_be_read_into_memory(streamed):
-  stored = parts.read_images(streamed, "test")
   size = parts.image(streamed)[:2]
-  top = (stored.images.shape[1] - size[0]) // 2
-  kept = stored.images[:, top : top + size[0], top : top + size[1]].astype(np.float32)
+  side = augmentation.stored_size("imagenet", (*size, 3))[:2]
+  [(stored, _)] = stream.Stream("photos", "test", data_dir=streamed.dataset.data_dir).central(side)
+  top = (stored.shape[1] - size[0]) // 2
+  kept = stored[:, top : top + size[0], top : top + size[1]].astype(np.float32)
   found = images_of(opened(streamed).evaluation(4))
   # Cut before it is resized, or after: the windows differ by less than a pixel.
   assert found.shape == kept.shape

@@ -180,18 +180,25 @@ def test_held_out_records_are_not_trained_on(photos):
   assert labels[0] | labels[1] == set(range(18))
 
 
-def test_few_images_may_be_loaded_and_many_not(train, monkeypatch):
-  data = train.load((36, 36))
-  assert data.images.shape == (18, 36, 36, 3)
-  np.testing.assert_array_equal(data.labels, np.arange(18))
+def test_central_crops_come_with_their_rows_and_can_be_read_again(photos):
+  train = stream.Stream("photos", "train", data_dir=photos({4: None, 9: b"no picture"}))
+  batches = list(train.central((36, 36), 7))
+  assert [len(images) for images, _ in batches] == [6, 6, 4]
+  rows = np.concatenate([rows for _, rows in batches])
+  assert list(rows) == [x for x in range(18) if x not in (4, 9)]
+  [(again, found)] = train.central((36, 36), rows=rows[[12, 3]])
+  assert list(found) == [14, 3]
+  np.testing.assert_array_equal(again, np.concatenate([x for x, _ in batches])[[12, 3]])
   assert len(train.sample((32, 32), 7)) == 7
-  monkeypatch.setattr(stream, "_LARGEST", 17)
-  with pytest.raises(UsageError, match=r"--split='train\[:1000\]'"):
-    train.load((36, 36))
 
 
 @pytest.mark.parametrize(
-  ("name", "split", "said"), [("photos", "tset", "Known: train"), ("potos", "train", "Unknown")]
+  ("name", "split", "said"),
+  [
+    ("photos", "tset", "Known: train"),
+    ("photos", "train[:0]", r"'train\[:0\]' of photos is empty"),
+    ("potos", "train", "Unknown"),
+  ],
 )
 def test_what_is_not_there_is_one_line(photos, name, split, said):
   with pytest.raises(UsageError, match=said):

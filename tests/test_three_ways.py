@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from allcnn_jax.analysis import saliency, three_ways
+from allcnn_jax.analysis import subject as subject_lib
 from allcnn_jax.analysis.gallery import Request
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
@@ -24,7 +25,7 @@ def photo(tmp_path):
 
 def test_figure_4_asks_the_strongest_unit_of_the_last_convolution(strided):
   sheet = three_ways.figure4(Request(lambda: strided))
-  images = strided.data(None)[:5]
+  images = next(strided.data(None).batches(5))
   inputs = strided.inputs(images)
   switched = strided.net.clone(table=architectures.pooled(strided.net.table))
   for title, net in (("without pooling", strided.net), ("with pooling and switches", switched)):
@@ -49,7 +50,7 @@ def test_images_may_be_stored_smaller_than_the_net_takes_them(strided, monkeypat
   trained = strided.trained._replace(net=net, variables=variables)
   small = dataclasses.replace(strided, trained=trained, stored=(4, 4, 3))
   raw = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
-  monkeypatch.setattr(type(small), "data", lambda *_: raw)
+  monkeypatch.setattr(type(small), "data", lambda *_: subject_lib.Stored(raw))
   sheet = three_ways.figure5(Request(lambda: small))
   assert sheet.arrays["without pooling: guided"].shape == (5, 32, 32, 3)
 

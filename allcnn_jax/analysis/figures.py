@@ -97,9 +97,9 @@ def visualize(
   takes = _TAKES.get(figure, ())
   for name, value in given.items():
     if value not in (None, [], ()) and name not in takes:
-      flags = ", ".join(f"--{x}" for x in takes) or "none of these flags"
       what = f"--figure={figure}" if figure else "A picture of your own"
-      raise UsageError(f"{what} takes no --{name}, but {flags}.")
+      others = f", but {', '.join(f'--{x}' for x in takes)}" if takes else ""
+      raise UsageError(f"{what} takes no --{name}{others}.")
   if figure in alignment.CHARTS:
     chart = alignment.CHARTS[figure](records.read(workdir))
     return write(chart, epath.Path(workdir) / "figures")

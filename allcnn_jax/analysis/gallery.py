@@ -141,17 +141,17 @@ def figure3(request: Request) -> Sheet:
   wanted = channels_of(request, layer, row.size[-1])
   images = subject.data(request.split)
 
-  batches = (subject.inputs(images[i : i + _BATCH]) for i in range(0, len(images), _BATCH))
+  batches = map(subject.inputs, images.batches(_BATCH))
   k = min(_TOP, len(images))
   top = jax.tree.map(np.asarray, patches.top(net, variables, batches, layer=layer, k=k))
   strongest = np.argsort(-top.value.mean(axis=1))
   channels = np.array(wanted or np.sort(strongest[:_FILTERS]).tolist())
 
-  chosen = top.image[channels].ravel()
+  chosen = images.take(top.image[channels].ravel())
   flat = top.position[channels].ravel()
   position = np.stack([flat // row.size[1], flat % row.size[1]], axis=1)
   units = saliency.Units(np.repeat(channels, k), position, top.value[channels].ravel())
-  inputs = subject.inputs(images[chosen])
+  inputs = subject.inputs(chosen)
   again = patches.replay(net, variables, inputs, units, layer=layer)
   worst = float(np.abs(again - units.value).max() / max(np.abs(units.value).max(), 1e-12))
   if worst > 0.01:
@@ -160,7 +160,7 @@ def figure3(request: Request) -> Sheet:
   where = {"layer": layer, "channel": units.channel, "position": position}
   arrays = {
     "channels": channels,
-    "images": patches.crop(subject.seen(images[chosen]), row, position, outside=128),
+    "images": patches.crop(subject.seen(chosen), row, position, outside=128),
     "all_values": top.value,
     "all_images": top.image,
     "all_positions": np.stack([top.position // row.size[1], top.position % row.size[1]], axis=-1),

@@ -1,16 +1,17 @@
 """What a figure is about: a trained network, and images as it sees them and as people do."""
 
 import dataclasses
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 
 from allcnn_jax.analysis import saliency
-from allcnn_jax.data import augmentation, preprocessing
+from allcnn_jax.data import augmentation, datasets, preprocessing, stream
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
 from allcnn_jax.training import evaluate, parts
@@ -64,10 +65,15 @@ class Subject:
       for shares in np.asarray(jax.nn.softmax(logits))
     ]
 
-  def data(self, split: str | None) -> UInt8[np.ndarray, "n h w c"]:
+  def data(self, split: str | None) -> "Stored | Streamed":
     """The images of a split of its data set; by default the one that it was evaluated on."""
     config = self.trained.config
-    return parts.read_images(config, split or parts.eval_split(config)).images
+    split = split or parts.eval_split(config)
+    name, held_out, data_dir = parts.data_set(config)
+    if not datasets.varies(name, data_dir):
+      return Stored(parts.read_images(config, split).images)
+    streamed = stream.Stream(name, split, validation=held_out, data_dir=data_dir)
+    return Streamed(streamed, self.stored[:2])
 
   def photo(self, path: epath.PathLike) -> UInt8[np.ndarray, "1 h w c"]:
     """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that."""
@@ -80,6 +86,45 @@ class Subject:
 
   def _cut(self, shape: tuple[int, ...]) -> tuple[int, int]:
     return self.trained.image[:2] if shape[1:3] == self.stored[:2] else shape[1:3]
+
+
+class Stored:
+  """Images in memory."""
+
+  def __init__(self, images: UInt8[np.ndarray, "n h w c"]):
+    self._images = images
+
+  def __len__(self) -> int:
+    return len(self._images)
+
+  def batches(self, n: int) -> Iterator[UInt8[np.ndarray, "m h w c"]]:
+    """All of them, up to `n` at a time."""
+    return (self._images[i : i + n] for i in range(0, len(self), n))
+
+  def take(self, numbers: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w c"]:
+    """Some by their numbers in the order of `batches`."""
+    return self._images[numbers]
+
+
+class Streamed:
+  """The same of images that vary in size: read when they are looked at, and read again."""
+
+  def __init__(self, source: stream.Stream, size: tuple[int, int]):
+    self._source, self._size, self._rows = source, size, []
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def batches(self, n: int) -> Iterator[UInt8[np.ndarray, "m h w c"]]:
+    self._rows = []
+    for images, rows in self._source.central(self._size, n):
+      self._rows.extend(rows)
+      if len(rows):
+        yield images
+
+  def take(self, numbers: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w c"]:
+    rows, places = np.unique(np.array(self._rows)[numbers], return_inverse=True)
+    return np.concatenate([x for x, _ in self._source.central(self._size, rows=rows)])[places]
 
 
 def load(workdir: epath.PathLike, step: int | None = None) -> Subject:

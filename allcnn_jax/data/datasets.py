@@ -352,6 +352,8 @@ def _open(name: str, builder: Any, split: str) -> Any:
   try:
     return builder.as_data_source(split=split)
   except ValueError:
+    if split.partition("[")[0] in builder.info.splits:
+      raise UsageError(f"The split {split!r} of {name} is empty, or not understood.") from None
     raise unknown(f"split of {name}", split, builder.info.splits) from None
 
 

@@ -30,7 +30,6 @@ from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError, unknown
 
 RANDOM = {"none": False, "crop_flip": True, "imagenet": True}  # of `augmentation.KINDS`
-_LARGEST = 10_000  # images that `Stream.load` keeps in memory
 _CROP, _SHUFFLE = 0, 1  # streams of random numbers
 _ENDLESS = 2**31 - 1  # steps of training
 _TRIES = 100  # records after a damaged one that may take its place
@@ -270,32 +269,37 @@ class Stream:
     steps = _Evaluation(self._source, self.rows, crops, batch_size, shard, views)
     return _iterate(steps, 0, workers)
 
-  def load(self, size: tuple[int, int]) -> datasets.Dataset:
-    """All of the split in memory, as central crops whose shorter side was `size`'s.
-
-    Raises:
-      UsageError: there are too many.
-    """
-    if len(self) > _LARGEST:
-      raise UsageError(
-        f"{self.name} {self.split} has {len(self)} images, more than the {_LARGEST} that are "
-        f"taken into memory: choose some, such as --split='{self.split}[:1000]'."
-      )
-    return datasets.Dataset(*self._decoded(size, self.rows), self.classes)
-
   def sample(self, size: tuple[int, int], count: int = 256) -> UInt8[np.ndarray, "n h w 3"]:
     """Up to `count` images that are spread evenly over the split, central crops."""
     places = np.linspace(0, len(self) - 1, min(count, len(self))).round().astype(int)
-    return self._decoded(size, self.rows[places])[0]
+    batches = list(_iterate(self._central(size, 32, self.rows[places]), 0, workers=0))
+    if not any(batch.mask.any() for batch in batches):
+      raise UsageError(
+        f"{self.name} {self.split}: no image can be read, not even {batches[0].damaged[0]}."
+      )
+    return np.concatenate([batch.images[0][batch.mask] for batch in batches])
 
-  def _decoded(self, size: tuple[int, int], rows: Int[np.ndarray, " n"]) -> tuple[Any, Any]:
-    """(images, labels) of the records that can be read."""
-    steps = _Evaluation(self._source, rows, Crops(size, min(size)), 32, (0, 1), 1)
-    images, labels, mask, damaged = zip(*_iterate(steps, 0, workers=0))
-    kept = np.concatenate(mask)
-    if not kept.any():
-      raise UsageError(f"{self.name} {self.split}: no image can be read, not even {damaged[0][0]}.")
-    return np.concatenate([x[0] for x in images])[kept], np.concatenate(labels)[kept]
+  def central(
+    self,
+    size: tuple[int, int],
+    batch_size: int = 32,
+    rows: Int[np.ndarray, " n"] | None = None,
+  ) -> Iterator[tuple[UInt8[np.ndarray, "m h w 3"], Int[np.ndarray, " m"]]]:
+    """Central crops whose shorter side was `size`'s, a batch at a time, and which rows they are.
+
+    Args:
+      size: height and width of a crop.
+      batch_size: how many records are read at a time; those that are damaged are left out.
+      rows: of the set; by default all of the split.
+    """
+    rows = self.rows if rows is None else rows
+    batches = _iterate(self._central(size, batch_size, rows), 0, workers=0)
+    for step, batch in enumerate(batches):
+      own = rows[step * batch_size : (step + 1) * batch_size]
+      yield batch.images[0][batch.mask], own[batch.mask[: len(own)]]
+
+  def _central(self, size: tuple[int, int], batch_size: int, rows: np.ndarray) -> _Evaluation:
+    return _Evaluation(self._source, rows, Crops(size, min(size)), batch_size, (0, 1), 1)
 
 
 def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:

@@ -8,7 +8,7 @@ import ml_collections
 from etils import epath
 from jax.sharding import Mesh
 
-from allcnn_jax.data import augmentation, datasets, stream
+from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, convolution, model
 from allcnn_jax.training import learning_rules, optimizer, sharding
@@ -48,11 +48,13 @@ def data_set(config: ml_collections.ConfigDict, name: str | None = None) -> tupl
 def read_images(
   config: ml_collections.ConfigDict, split: str, name: str | None = None
 ) -> datasets.Dataset:
-  """A split of the config's data set, or of another one, as the network's images are stored."""
+  """A split of the config's data set, or of another one, as the network's images are stored.
+
+  Raises:
+    UsageError: as `datasets.load`; of sets whose images vary in size too, which are streamed.
+  """
   name, held_out, data_dir = data_set(config, name)
   stored = augmentation.stored_size(config.dataset.augment, image(config))
-  if datasets.varies(name, data_dir):
-    return stream.Stream(name, split, validation=held_out, data_dir=data_dir).load(stored[:2])
   return datasets.load(name, split, stored, validation=held_out, data_dir=data_dir)
 
 
