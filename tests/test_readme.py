@@ -15,14 +15,19 @@ def test_the_keys_are_those_that_are_read():
 
 def test_its_tree_has_every_file_and_no_other():
   tree = re.search(r"```\nlaunch\.py.*?```", README, re.DOTALL)[0]
-  named, folder = set(), ""
+  named, folders = set(), {-2: ""}  # by how far they are indented
   for line in tree.splitlines()[1:-1]:
     indent, name = len(line) - len(line.lstrip()), line.split()[0]
+    path = folders[indent - 2] + name
     if name.endswith("/"):
-      folder = name if indent == 0 else "allcnn_jax/" + name
+      folders[indent] = path
     elif name.endswith(".py"):
-      named.add({0: "", 2: "allcnn_jax/"}.get(indent, folder) + name)
-  there = {str(p.relative_to(ROOT)) for p in (ROOT / "allcnn_jax").rglob("*.py")} | {"launch.py"}
+      named.add(path)
+  there = {
+    str(p.relative_to(ROOT))
+    for folder in ("allcnn_jax", "configs", "benchmarks")
+    for p in (ROOT / folder).rglob("*.py")
+  } | {"launch.py"}
   assert named == {p for p in there if not p.endswith("__init__.py")}
 
 
