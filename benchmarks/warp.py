@@ -91,7 +91,7 @@ def main():
   else:
     images = jax.random.normal(jax.random.key(0), (flags.images, 32, 32, 3))
     graham = augmentation.Graham()
-    matrix = graham._inverse(jax.random.key(1), flags.images)
+    matrix = graham.inverse(jax.random.key(1), flags.images)
     shift = jax.random.randint(jax.random.key(2), (flags.images, 2), -16, 17).astype(jnp.float32)
     plain = [np.asarray(x, np.float64) for x in (matrix, shift)]
     raw = np.asarray(images)

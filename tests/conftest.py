@@ -12,8 +12,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nearly all of the tests' time would be the compiler's: it is told to hurry, and what it has made
 # once, here or in a program that a test starts, is kept until the end.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
-_cache = tempfile.TemporaryDirectory()
-os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+if "PYTEST_XDIST_WORKER" not in os.environ:  # all workers have that of the process that starts them
+  _cache = tempfile.TemporaryDirectory()
+  os.environ["XDG_CACHE_HOME"] = os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 # Public annotations are checked while the tests run.
 from jaxtyping import install_import_hook

@@ -140,7 +140,7 @@ def test_graham_s_colours_change_each_channel_by_a_plane_and_a_gain(key):
 
 
 def test_graham_s_maps_stay_within_their_limits(key):
-  matrix = np.asarray(augmentation.Graham(stretch=0.2, skew=0.1)._inverse(key, 3000))
+  matrix = np.asarray(augmentation.Graham(stretch=0.2, skew=0.1).inverse(key, 3000))
   forward = np.linalg.inv(matrix)
   sides = np.linalg.svd(forward, compute_uv=False)
   assert 0.79 / 1.06 < sides.min() < 0.82
@@ -148,7 +148,7 @@ def test_graham_s_maps_stay_within_their_limits(key):
   assert 1300 < (np.linalg.det(forward) < 0).sum() < 1700
   rotated = np.abs(forward[:, 0, 1] * forward[:, 1, 0]) > 1e-9
   assert 850 < rotated.sum() < 1150
-  only = np.abs(np.linalg.inv(still(skew=0.1)._inverse(key, 3000)))
+  only = np.abs(np.linalg.inv(still(skew=0.1).inverse(key, 3000)))
   assert 0.099 < only[:, 0, 1].max() <= 0.1001
   assert 0.099 < only[:, 1, 0].max() <= 0.1001
 
@@ -157,7 +157,7 @@ def test_the_window_that_is_warped_holds_all_that_is_not_grey(key):
   images = jnp.ones((512, 8, 8, 1))
   graham = augmentation.Graham(shift=5, colour=(0.0, 0.0, 0.0, 0.0))
   found = jax.jit(graham, static_argnums=2)(key, images, (40, 40))
-  matrix = graham._inverse(jax.random.split(key, 3)[1], 512)
+  matrix = graham.inverse(jax.random.split(key, 3)[1], 512)
   moved = jax.random.randint(jax.random.split(key, 3)[2], (512, 2), -5, 6).astype(jnp.float32)
   whole = jax.jit(augmentation.warp, static_argnums=3)(images, matrix, moved, (40, 40))
   np.testing.assert_allclose(found, whole, atol=1e-5)

@@ -29,6 +29,7 @@ def test_it_says_what_is_measured_and_writes_it(tiny, tmp_path):
   assert 0 < low <= found["images_per_second"]["median"] <= high
   fraction = found["flops_per_image"] * found["images_per_second"]["median"] / 2e9
   assert found["fraction_of_matrix_flops"] == pytest.approx(fraction)
+  assert 50e6 < found["peak_memory"] < 100e9  # of a process that has imported JAX
   assert list((tmp_path / "trace").rglob("*.xplane.pb"))
   text = benchmark.text(found)
   assert all(row["name"] in text for row in found["layers"])

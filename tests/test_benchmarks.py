@@ -37,7 +37,9 @@ def against(tmp_path, monkeypatch):
     said = "".join(f"print({line!r}, flush=True); sys.stdin.readline()\n" for line in lines)
     peer.write_text(f"#!{sys.executable}\nimport sys\n{said}")
     peer.chmod(0o755)
-    words = ["--width=0.02", "--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}"]
+    ours = types.SimpleNamespace(steps=5, seconds=lambda: 0.25)
+    monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
+    words = ["--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}"]
     monkeypatch.setattr(sys, "argv", ["x", f"--python={peer}", *words])
     compare.main()
     return json.loads((tmp_path / "found.json").read_text())
@@ -46,10 +48,9 @@ def against(tmp_path, monkeypatch):
 
 
 def test_the_ratio_to_the_peer_is_that_of_each_round(against):
-  found = against('{"torch": "2"}', "10.0", "1000.0")
-  here, there = found["images_per_second"]["here"], found["images_per_second"]["there"]
-  assert there == [10.0, 1000.0]
-  assert found["ratio"] == pytest.approx((here[0] / 10 + here[1] / 1000) / 2)
+  found = against('{"torch": "2"}', "20.0", "80.0")
+  assert found["images_per_second"] == {"here": [40.0, 40.0], "there": [20.0, 80.0]}
+  assert found["ratio"] == (2 + 0.5) / 2
   assert found["peer"] == {"torch": "2"}
 
 

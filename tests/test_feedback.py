@@ -98,7 +98,7 @@ def test_under_jit_the_way_back_costs_no_second_forward_pass(key):
       jax.jit(jax.grad(loss)).lower(variables["params"]).compile().as_text().count("convolution(")
     )
 
-  assert convolutions(feedback.through_b) == convolutions(feedback.transposed) > 5
+  assert convolutions(feedback.through_b) == convolutions(feedback.backpropagation) > 5
 
 
 def test_drawn_weights_have_the_variance_asked_for(key):

@@ -8,7 +8,9 @@ import contextlib
 import math
 import os
 import pathlib
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -31,6 +33,7 @@ _EXAMPLES, _BYTES = 50_000, 2 << 30
 _ROUND, _WARM, _ROUNDS, _SECONDS = 1.0, 3, 10, 10.0
 # Random labels can kill a network at a rate that it learns by, and zeros are multiplied faster.
 _RATE = 1e-6
+_MAXRSS = 1 if sys.platform == "darwin" else 1024  # bytes of its unit
 _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
@@ -217,8 +220,11 @@ def _random_images(
 
 
 def _peak_memory() -> int | None:
-  """The most that was in use on a device at once; None where it does not tell (a CPU)."""
-  return (jax.local_devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
+  """Bytes that were in use at once, at most: of a device; of the whole process if that is a CPU."""
+  device = jax.local_devices()[0]
+  if device.platform == "cpu":
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _MAXRSS
+  return (device.memory_stats() or {}).get("peak_bytes_in_use")
 
 
 def _since_start() -> float | None:

@@ -127,6 +127,7 @@ def figure2(request: Request) -> Sheet:
 
 
 def has_switches(layer) -> bool:
+  """Whether it pools by a maximum or a norm, whose way back depends on the image."""
   if not isinstance(layer, architectures.Pool):
     return False
   return layer.kind not in ("average", "depthwise")
@@ -206,6 +207,11 @@ def figure3(request: Request) -> Sheet:
 
 
 def channels_of(request: Request, layer: str, count: int) -> list[int]:
+  """The channels asked for, of a layer that has `count`.
+
+  Raises:
+    UsageError: it has no such channel.
+  """
   for channel in request.channels:
     if channel >= count:
       raise UsageError(f"Channel {channel} of {layer}: it has {count}, 0 to {count - 1}.")
@@ -226,6 +232,7 @@ def cascade(subject, net, inputs, units, layer: str) -> list[tuple[str, randomiz
 
 
 def correlations(stage: randomization.Stage, which: slice = slice(None)) -> list[str]:
+  """The notes below a stage's pictures: both rank correlations of each."""
   pairs = zip(stage.signed[which], stage.absolute[which])
   return [" | ".join("off" if np.isnan(v) else f"{v:.2f}" for v in pair) for pair in pairs]
 

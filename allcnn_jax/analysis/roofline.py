@@ -146,7 +146,7 @@ def _alone(
     return first if repeats == 1 else jax.lax.fori_loop(1, repeats, again, (variables, x, first))
 
   def again(_, carry):
-    # It waits for the one before: its weights have that one's gradient in them, none times.
+    # With zero times the last gradient in its weights, a round cannot begin before that one ends.
     variables, x, (gradient, *_) = carry
     variables = jax.tree.map(lambda w, g: w + 0 * g, variables, gradient)
     return variables, x, there_and_back(variables, x)

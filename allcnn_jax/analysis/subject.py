@@ -145,6 +145,7 @@ def default_layer(net) -> str:
 
 
 def last_convolution(net) -> str:
+  """The name of the convolution nearest to the output."""
   return [name for name, x in architectures.named(net.table) if _is_conv(x)][-1]
 
 

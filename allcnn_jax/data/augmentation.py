@@ -151,7 +151,7 @@ class Graham:
     window = tuple(map(self._window, images.shape[1:3], size))  # all beyond it is grey
     warped = warp(
       self._recolour(colours, images),
-      self._inverse(shapes, len(images)),
+      self.inverse(shapes, len(images)),
       moved.astype(jnp.float32),
       window,
     )
@@ -171,8 +171,8 @@ class Graham:
     j = (jnp.arange(w, dtype=jnp.float32) - (w - 1) / 2)[None, None, :, None]
     return images + (a + by_row * i + by_column * j) / 128 + b * images
 
-  def _inverse(self, key: Key[Array, ""], n: int) -> Float[Array, "n 2 2"]:
-    """From the canvas back to the image: the inverses of the skew, then of the stretch."""
+  def inverse(self, key: Key[Array, ""], n: int) -> Float[Array, "n 2 2"]:
+    """n random maps from the canvas back to the image: the inverses of the skew, then of the stretch."""
     keys = jax.random.split(key, 4)
     sides = 1 + jax.random.uniform(keys[0], (n, 2), minval=-self.stretch, maxval=self.stretch)
     mirror = 1 - 2 * jax.random.bernoulli(keys[1], shape=(n,)).astype(jnp.float32)

@@ -332,7 +332,7 @@ def _begin_worker(index: int, count: int) -> None:
 class _Owned:
   """Batches copied out of the memory that Grain's workers share, all of which is freed in time.
 
-  What is left of it when Python ends would be told of as leaked.
+  Python warns at its end of shared memory that nobody has freed.
   """
 
   def __init__(self, shared: Any):

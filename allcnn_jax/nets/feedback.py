@@ -94,7 +94,7 @@ link.defvjp(_link_forward, _link_backward)
 Way = Callable[[nn.Module, Callable[[Array], Array], Array], Array]
 
 
-def transposed(layer: nn.Module, forward: Callable[[Array], Array], x: Array) -> Array:
+def backpropagation(layer: nn.Module, forward: Callable[[Array], Array], x: Array) -> Array:
   """Backpropagation: the layer as it is."""
   return forward(x)
 

@@ -38,8 +38,8 @@ def _derivative(leak, primals, tangents):
 
 
 def _is_on(y, leak):
-  # At zero itself the derivative is JAX's: 0 for a ReLU, 1 for a leaky one. Asked whether y > 0,
-  # XLA would look at what went in after all.
+  # At zero itself the derivative is JAX's: 0 for a ReLU, 1 for a leaky one. From y > 0 XLA makes a
+  # question about the ReLU's input, which it then has to keep.
   return y >= 0 if leak else y != 0
 
 

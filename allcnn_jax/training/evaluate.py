@@ -61,7 +61,7 @@ def evaluate(
   waiting: list[step_lib.Sums] = []
   for batch in batches:
     seen = [step_lib.predict(net, size, variables, images) for images in batch.views]
-    # A factor on all probabilities is the same logits.
+    # Their sum instead of their mean: `score` normalises, so that the factor changes nothing.
     summed = functools.reduce(jnp.logaddexp, seen)
     waiting.append(step_lib.score(summed, batch.labels, batch.mask))
     if len(waiting) > 2:  # the batches of a stream do not pile up on the device

@@ -79,7 +79,7 @@ def _signals(recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Images)
     return recipe.rule.apply(recipe.net, variables, batch.images, rngs=rngs, **kwargs)
 
   def backpropagation(variables, **kwargs):
-    with feedback.under(feedback.transposed):
+    with feedback.under(feedback.backpropagation):
       return recipe.net.apply(variables, batch.images, **kwargs)
 
   shapes = jax.eval_shape(

@@ -46,8 +46,8 @@ class Images(NamedTuple):
 class Stored(flax.struct.PyTreeNode):
   """A whole set on the device, one image a row.
 
-  A row of a multiple of 128 numbers is as long on a TPU as anywhere. Three channels, or 32
-  columns, as a last dimension would be filled up to 128, and the set copied into that form.
+  A TPU fills the last dimension up to a multiple of 128. A row of a whole image wastes little of
+  that; three channels, or 32 columns, would make the set many times as large.
 
   Attributes:
     rows: preprocessed images (N, H W C), float32, or bfloat16 for a net that computes in it.
@@ -221,7 +221,8 @@ def train_steps(
 ) -> tuple[TrainState, Totals]:
   """`count` steps within one epoch, in one call.
 
-  Each count is compiled by itself: a GPU that does not know it asks the host after each step.
+  Each count is compiled by itself: a GPU asks the host after each round of a loop whose count it
+  does not know.
   """
 
   def body(_, carry):
@@ -232,9 +233,9 @@ def train_steps(
 
 
 def unrolled(count: int) -> int:
-  """Steps of which the loop's body is made when `train_steps` does so many: two if it can.
+  """How many steps a round of the loop of `train_steps` has: two if that divides their count.
 
-  The weights that the first makes are then rounded for the second as they are made.
+  XLA then rounds the weights to the compute type where the first step makes them.
   """
   return 1 if count % 2 else 2
 
