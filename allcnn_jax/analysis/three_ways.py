@@ -8,7 +8,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import UInt8
 
-from allcnn_jax.analysis import gallery, saliency, sheet
+from allcnn_jax.analysis import gallery, randomization, saliency, sheet
 from allcnn_jax.analysis import subject as subject_lib
 from allcnn_jax.analysis.gallery import Request
 from allcnn_jax.analysis.sheet import Block, Row, Sheet
@@ -61,28 +61,18 @@ def _three_ways(subject, request: Request, name: str, layer: str, nets: dict) ->
   """A block for each net; its columns are images and its rows the three ways and the cascade."""
   raw = _images(subject, request)
   inputs, seen = subject.inputs(raw), subject.seen(raw)
-  channels = gallery.channels_of(
-    request, layer, saliency.locate(subject.net, layer, inputs.shape[1:]).size[-1]
-  )
-  if len(channels) > 1:
-    raise UsageError(f"{name} shows one unit for each image: --channels takes one number here.")
+  channel = _channel(subject, request, layer, inputs)
   blocks, arrays = [], {"images": seen}
   for title, net in nets.items():
-    units = saliency.strongest(
-      net, subject.variables, inputs, layer=layer, channel=channels[0] if channels else None
-    )
-    where = {"layer": layer, "channel": units.channel, "position": units.position}
+    units, pictures, stages = _sent_back(subject, net, inputs, layer, channel)
     rows = [Row("image", sheet.plain(seen), subject.predicted(net, inputs))]
     for rule, label in gallery.RULE_NAMES.items():
-      gradient = saliency.attribute(net, subject.variables, inputs, rule=rule, **where)
-      pictures = subject.unwhiten(gradient)
-      arrays[f"{title}: {rule}"] = pictures
-      rows.append(sheet.signed_row(label, pictures))
-    stages = gallery.cascade(subject, net, inputs, units, layer)
+      rows.append(sheet.signed_row(label, pictures[rule]))
     for label, stage in stages:
-      pictures = subject.unwhiten(stage.pictures)
-      rows.append(sheet.signed_row(label, pictures, gallery.correlations(stage)))
-    arrays |= {f"{title}: {key}": value for key, value in gallery.stage_arrays(stages).items()}
+      drawn = subject.unwhiten(stage.pictures)
+      rows.append(sheet.signed_row(label, drawn, gallery.correlations(stage)))
+    found = pictures | gallery.stage_arrays(stages)
+    arrays |= {f"{title}: {key}": value for key, value in found.items()}
     arrays[f"{title}: channel"] = np.asarray(units.channel)
     arrays[f"{title}: position"] = np.asarray(units.position)
     blocks.append(Block(title, rows, _unit_names(subject, layer, units)))
@@ -107,28 +97,14 @@ def photos(request: Request) -> Sheet:
   blocks, arrays = [], {}
   for number, (path, raw) in enumerate(zip(request.inputs, raws)):
     inputs, seen = subject.inputs(raw), subject.seen(raw)
-    size = saliency.locate(subject.net, layer, inputs.shape[1:]).size
-    channels = gallery.channels_of(request, layer, size[-1])
-    if len(channels) > 1:
-      raise UsageError("A photo is asked about one unit: --channels takes one number here.")
-    units = saliency.strongest(
-      subject.net,
-      subject.variables,
-      inputs,
-      layer=layer,
-      channel=channels[0] if channels else None,
-    )
-    where = {"layer": layer, "channel": units.channel, "position": units.position}
-    arrays[f"{number}: image"] = seen
-    pictures = {}
-    for rule, label in gallery.RULE_NAMES.items():
-      gradient = saliency.attribute(subject.net, subject.variables, inputs, rule=rule, **where)
-      pictures[label] = arrays[f"{number}: {rule}"] = subject.unwhiten(gradient)
-    stages = gallery.cascade(subject, subject.net, inputs, units, layer)
-    arrays |= {f"{number}: {key}": value for key, value in gallery.stage_arrays(stages).items()}
+    channel = _channel(subject, request, layer, inputs)
+    units, pictures, stages = _sent_back(subject, subject.net, inputs, layer, channel)
+    found = {"image": seen} | pictures | gallery.stage_arrays(stages)
+    arrays |= {f"{number}: {key}": value for key, value in found.items()}
     (best,) = subject.predicted(subject.net, inputs, best=3)
     unit = _unit_names(subject, layer, units)[0].replace("\n", " ")
-    rows = [_own_scales({"image": None, **pictures}, seen, {})]
+    named = {label: pictures[rule] for rule, label in gallery.RULE_NAMES.items()}
+    rows = [_own_scales({"image": None, **named}, seen, {})]
     drawn = {label: subject.unwhiten(stage.pictures) for label, stage in stages}
     notes = {label: gallery.correlations(stage)[0] for label, stage in stages}
     labels = list(drawn)
@@ -143,6 +119,32 @@ def photos(request: Request) -> Sheet:
   )
   title = f"Three ways back in {subject.trained.config.model.name}"
   return Sheet("input", title, caption, blocks, min(len(blocks), 2), arrays)
+
+
+def _channel(subject, request: Request, layer: str, inputs) -> int | None:
+  """The channel asked for; None: in each image the one with the largest activation.
+
+  Raises:
+    UsageError: there is no such channel, or more than one is asked for.
+  """
+  size = saliency.locate(subject.net, layer, inputs.shape[1:]).size
+  channels = gallery.channels_of(request, layer, size[-1])
+  if len(channels) > 1:
+    raise UsageError("One unit is shown for each image: --channels takes one number here.")
+  return channels[0] if channels else None
+
+
+def _sent_back(
+  subject, net, inputs, layer: str, channel: int | None
+) -> tuple[saliency.Units, dict[str, np.ndarray], list[tuple[str, randomization.Stage]]]:
+  """(the units with the largest activations, what each rule sends back from them, the cascade)."""
+  units = saliency.strongest(net, subject.variables, inputs, layer=layer, channel=channel)
+  where = {"layer": layer, "channel": units.channel, "position": units.position}
+  pictures = {
+    rule: subject.unwhiten(saliency.attribute(net, subject.variables, inputs, rule=rule, **where))
+    for rule in gallery.RULE_NAMES
+  }
+  return units, pictures, gallery.cascade(subject, net, inputs, units, layer)
 
 
 def _own_scales(pictures: dict, seen: UInt8[np.ndarray, "1 h w c"], notes: dict) -> Row:
