@@ -259,11 +259,6 @@ def check(config: ml_collections.ConfigDict) -> None:
       if key.names:
         raise unknown(path, value, key.names)
       raise UsageError(f"{path}={value!r}: must be {key.allowed.replace('`', '')}.")
-  if config.rule.name == "batch_manhattan" and config.optimizer.clip_norm:
-    raise UsageError(
-      f"optimizer.clip_norm={config.optimizer.clip_norm}: rule.name='batch_manhattan' takes the sign of "
-      "every gradient, which clipping would only make smaller, all alike: 0 leaves it out."
-    )
   if config.dataset.augment == "graham" and config.dataset.preprocessing != "grey":
     raise UsageError(
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "

@@ -8,8 +8,8 @@ from collections.abc import Iterable
 class UsageError(ValueError):
   """Wrong use: a value, the rule that it breaks and the way out, in one line.
 
-  The launcher prints the line and exits with status 2; everything else is a bug of ours and
-  keeps its traceback.
+  The launcher prints the line and exits with status 2, as for what `is_denied`; everything else is
+  a bug of ours and keeps its traceback.
   """
 
 

@@ -74,7 +74,7 @@ def check_file(path: epath.PathLike, told: str) -> None:
     raise UsageError(f"{told} is a folder: a file is wanted.")
   if not path.parent.is_dir():
     raise UsageError(f"{told}: there is no such folder.")
-  if not is_bucket(path) and not os.access(path if _is_device(path) else path.parent, os.W_OK):
+  if not is_bucket(path) and not os.access(path if _is_kept(path) else path.parent, os.W_OK):
     raise UsageError(f"{told} cannot be written: {os.strerror(errno.EACCES)}.")
 
 
@@ -86,14 +86,14 @@ def write_json(path: epath.PathLike, values: Any, told: str) -> None:
   """
   path, text = epath.Path(path), json.dumps(values, indent=2) + "\n"
   try:
-    path.write_text(text) if _is_device(path) else write(path, text.encode())
+    path.write_text(text) if _is_kept(path) else write(path, text.encode())
   except OSError as error:
     raise unwritable(told, error) from None
 
 
-def _is_device(path: epath.Path) -> bool:
-  """Whether it is something like /dev/stdout, in whose place no file is to be put."""
-  return os.path.exists(path) and not os.path.isfile(path)
+def _is_kept(path: epath.Path) -> bool:
+  """Whether it is written into as it is: a link, a pipe, or /dev/stdout, which is either."""
+  return os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
 
 
 def json_values(values: Mapping[str, Any]) -> dict[str, Any]:

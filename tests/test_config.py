@@ -63,10 +63,6 @@ def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, s
   ("keys", "said"),
   [
     (
-      {"rule__name": "batch_manhattan", "optimizer__clip_norm": 1.0},
-      "optimizer.clip_norm=1.0: rule.name='batch_manhattan' takes the sign",
-    ),
-    (
       {"model__name": "large_all_cnn", "dataset__preprocessing": "gcn_zca"},
       "up to 16384 values, not of 126x126x3",
     ),

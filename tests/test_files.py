@@ -39,6 +39,14 @@ def test_a_file_that_cannot_be_written_is_one_line_before_and_after(tmp_path, mo
     files.check_file(tmp_path / "x", "--output=here")
 
 
+def test_a_link_is_written_through_and_stays_one(tmp_path):
+  (tmp_path / "file").write_text("old")
+  (tmp_path / "link").symlink_to(tmp_path / "file")
+  files.write_json(tmp_path / "link", {"a": 1}, "--output=link")
+  assert json.loads((tmp_path / "file").read_text()) == {"a": 1}
+  assert (tmp_path / "link").is_symlink()
+
+
 def test_a_pipe_is_written_into_and_stays_one(tmp_path):
   os.mkfifo(tmp_path / "pipe")
   end = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)

@@ -114,6 +114,16 @@ def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, phot
     np.testing.assert_array_equal(a[name], b[name])
 
 
+def test_a_stream_of_which_little_can_be_read(strided, photos, monkeypatch):
+  damage = dict.fromkeys(range(3, 18), b"no picture")
+  source = stream.Stream("photos", "train", data_dir=photos(damage))
+  images = subject_lib.Streamed(source, (32, 32))
+  monkeypatch.setattr(type(strided), "data", lambda self, split: images)
+  sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,)))
+  assert sheet.caption.startswith("The 3 images of 3")
+  assert np.isfinite(sheet.arrays["all_values"]).all()
+
+
 def test_a_dead_layer_is_drawn_and_called_blank(strided):
   dead = jax.tree.map(jnp.zeros_like, strided.variables)
   subject = dataclasses.replace(strided, trained=strided.trained._replace(variables=dead))

@@ -204,7 +204,12 @@ def test_what_the_system_refuses_is_one_line(number, monkeypatch, capsys):
   monkeypatch.setattr(launch.os, "_exit", sys.exit)
   with pytest.raises(SystemExit, match="2"):
     launch.main()
-  assert os.strerror(number) in capsys.readouterr().err
+  said = capsys.readouterr().err
+  assert os.strerror(number) in said
+  assert said.count("\n") == 1
+  number = errno.EIO  # is no refusal
+  with pytest.raises(OSError, match=os.strerror(number)):
+    launch.main()
 
 
 def test_the_status_says_how_a_verb_ended(monkeypatch):

@@ -2,8 +2,10 @@
 
 import jax
 import numpy as np
+import pytest
 
 from allcnn_jax.data import augmentation
+from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import convolution
 from allcnn_jax.training import parts
 from allcnn_jax.training import step as step_lib
@@ -14,6 +16,14 @@ def test_keys_reach_the_rule(tiny):
   tiny.alignment.every_steps, tiny.train.epochs = 7, 4
   rule = parts.recipe(tiny, 10, 96).rule  # 12 steps an epoch
   assert (rule.freeze_step, rule.penalty, rule.tracks_signs) == (12, 0.5, True)
+
+
+def test_signs_are_not_clipped(tiny):
+  tiny.rule.name, tiny.optimizer.clip_norm = "batch_manhattan", 1.0
+  with pytest.raises(
+    UsageError, match=r"clip_norm=1\.0: rule\.name='batch_manhattan' takes the sign"
+  ):
+    parts.recipe(tiny, 10, 96)
 
 
 def test_feedback_weights_have_the_variance_asked_for_and_change_with_the_seed(tiny):

@@ -231,7 +231,10 @@ def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
     with pytest.raises(UsageError, match=said):
       sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
   assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
-  sweep.sweep(sweep.plan(declared, {"log.every_steps": 9}, seeds=3), tmp_path / "s")
+  sweep.sweep(
+    sweep.plan(declared, {"log.every_steps": 9, "dataset.data_dir": "/moved"}, seeds=3),
+    tmp_path / "s",
+  )
   with pytest.raises(UsageError, match="holds no sweep"):
     go(declared, tmp_path)
 

@@ -121,6 +121,7 @@ def test_a_difference_is_given_only_where_the_paper_s_experiment_was_repeated():
     {"optimizer__nesterov": True},
     {"optimizer__weight_decay": 0.0},
     {"model__dropout": (0.0, 0.0)},
+    {"model__dropout": (0.2, 0.4)},
     {"model__final_relu": False},
     {"rule__start_from": "elsewhere"},
   ],
@@ -129,6 +130,23 @@ def test_another_protocol_is_not_the_paper_s_experiment(keys):
   (said,) = line([run(**keys)], "All-CNN-C").unlike
   (key,) = keys
   assert said.startswith(key.replace("__", "."))
+
+
+def test_no_dropout_given_is_the_paper_s():
+  assert line([run(model__dropout=())], "All-CNN-C").unlike == ()
+
+
+def test_another_optimizer_stands_in_no_row_of_the_paper_s():
+  config = {k.replace(".", "__"): v for k, v in config_lib.leaves(cifar10_large.get_config())}
+  made = tables.make([run(**config | {"optimizer__name": "adam"})], "table4")
+  (found,) = [x for x in made.lines if x.n]
+  assert found.printed is None
+
+
+def test_a_record_without_its_machine_is_said_to_have_none():
+  assert tables.make([run(machine={"command": "python launch.py"})], "table3").machines == [
+    "not kept"
+  ]
 
 
 def test_the_configs_of_the_other_rows_repeat_theirs():

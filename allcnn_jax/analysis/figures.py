@@ -94,7 +94,7 @@ def visualize(
   if figure is not None and figure not in known:
     raise unknown("figure", figure, known)
   given = {"layer": layer, "channels": channels, "input": inputs, "split": split, "step": step}
-  takes = _TAKES.get(figure, ())
+  takes = _TAKES.get(None if inputs and figure in ("4", "5", "6") else figure, ())
   for name, value in given.items():
     if value not in (None, [], ()) and name not in takes:
       what = f"--figure={figure}" if figure else "A picture of your own"

@@ -143,8 +143,9 @@ def figure3(request: Request) -> Sheet:
   images = subject.data(request.split)
 
   batches = map(subject.inputs, images.batches(_BATCH))
+  top = patches.top(net, variables, batches, layer=layer, k=_TOP)
   k = min(_TOP, len(images))
-  top = jax.tree.map(np.asarray, patches.top(net, variables, batches, layer=layer, k=k))
+  top = jax.tree.map(lambda x: np.asarray(x)[:, :k], top)
   strongest = np.argsort(-top.value.mean(axis=1))
   channels = np.array(wanted or np.sort(strongest[:_FILTERS]).tolist())
 

@@ -90,8 +90,9 @@ _TABLE3 = (
   _three("All-CNN-C", "all_cnn_c", 9.08, "1.4 M"),
 )
 _ALL_CNN = _PLAIN | {"model.name": "all_cnn_c"}
-_LARGE = {"model.name": "large_all_cnn", "rule.name": "bp", "dataset.name": "cifar10"}
-_IMAGENET = {"model.name": "all_cnn_imagenet", "rule.name": "bp", "dataset.name": "imagenet2012"}
+_SGD = {"rule.name": "bp", "optimizer.name": "sgd"}
+_LARGE = _SGD | {"model.name": "large_all_cnn", "dataset.name": "cifar10"}
+_IMAGENET = _SGD | {"model.name": "all_cnn_imagenet", "dataset.name": "imagenet2012"}
 # Section 3.3; a drop after every 200,000 steps of 64 images, in epochs.
 _IMAGENET_PROTOCOL = _PROTOCOL | {
   "model.dropout": (0.5,),

@@ -107,13 +107,17 @@ class Stored:
 
 
 class Streamed:
-  """The same of images that vary in size: read when they are looked at, and read again."""
+  """The same of images that vary in size: read when they are looked at, and read again.
+
+  What cannot be read is left out. How many there are, and which number is which, is known once
+  `batches` has been gone through.
+  """
 
   def __init__(self, source: stream.Stream, size: tuple[int, int]):
     self._source, self._size, self._rows = source, size, []
 
   def __len__(self) -> int:
-    return len(self._source)
+    return len(self._rows)
 
   def batches(self, n: int) -> Iterator[UInt8[np.ndarray, "m h w c"]]:
     self._rows = []

@@ -209,6 +209,8 @@ def _unlike(
   row: Row, config: ml_collections.ConfigDict, keys: Sequence[str] | None = None
 ) -> tuple[str, ...]:
   values = dict(config_lib.leaves(config))
+  if not values["model.dropout"] and "model.dropout" in row.like:
+    values["model.dropout"] = architectures.ARCHITECTURES[config.model.name].dropout  # the paper's
   asked = {k: v for k, v in row.like.items() if keys is None or k in keys}
   return tuple(f"{k} {values[k]}" for k, v in asked.items() if values[k] != v)
 
@@ -285,7 +287,7 @@ def _cost(config: ml_collections.ConfigDict) -> tuple[int | None, int | None]:
 
 def _machine(run: Record) -> str:
   kept = run.machine
-  if not kept:
+  if "hardware" not in kept:
     return "not kept"
   hardware, versions = kept["hardware"], kept["versions"]
   count = f"{hardware['devices']} x " if hardware["devices"] > 1 else ""

@@ -164,7 +164,10 @@ def _own_scales(pictures: dict, seen: UInt8[np.ndarray, "1 h w c"], notes: dict)
 def _images(subject, request: Request) -> UInt8[np.ndarray, "n h w c"]:
   """The user's pictures, or the first ones of the data set: none is picked out by hand."""
   if not request.inputs:
-    return next(subject.data(request.split).batches(_IMAGES))
+    first = next(subject.data(request.split).batches(_IMAGES), None)
+    if first is None:
+      raise UsageError("The set has no image that can be read.")
+    return first
   raw = [subject.photo(path) for path in request.inputs]
   if len({x.shape for x in raw}) > 1:
     raise UsageError("Pictures of one figure must have one size; without --figure any sizes do.")

@@ -59,8 +59,17 @@ def read_images(
 
 
 def rule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> learning_rules.Rule:
-  """The learning rule of a config's section `rule`."""
-  c = config.rule
+  """The learning rule of a config's section `rule`.
+
+  Raises:
+    UsageError: it takes the gradients' signs, and they are to be clipped.
+  """
+  c, clip_norm = config.rule, config.optimizer.clip_norm
+  if learning_rules.RULES[c.name].manhattan and clip_norm:
+    raise UsageError(
+      f"optimizer.clip_norm={clip_norm}: rule.name={c.name!r} takes the sign of every gradient, which "
+      "clipping would only make smaller, all alike: 0 leaves it out."
+    )
   return learning_rules.create(
     c.name,
     feedback_init=c.feedback_init,
