@@ -216,9 +216,10 @@ QUIET = (
   "checkpoint.keep",
   "stream.workers",
   "stream.damaged",
+  "dataset.data_dir",
 )
 # A run may be gone on with under other values of these keys, and of no others.
-MAY_CHANGE = ("train.steps", "train.epochs", "dataset.data_dir", *QUIET)
+MAY_CHANGE = ("train.steps", "train.epochs", *QUIET)
 
 
 def leaves(config: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

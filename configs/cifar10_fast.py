@@ -1,8 +1,9 @@
 """All-CNN-C on CIFAR-10 in the least time: the paper's layers, today's protocol.
 
   python launch.py train --config=configs/cifar10_fast.py --workdir=DIR
+  python launch.py sweep --config=configs/cifar10_fast.py --workdir=DIR
 
-The goal is the paper's 9.08 % within seconds of one GPU, as the mean of five seeds. Nothing here
+The goal is the paper's 9.08 % within seconds of one GPU, as the mean of five seeds: the sweep. Nothing here
 is the paper's but the layers; every value is our choice, and none has been measured on a GPU yet:
 on a CPU, in float32, one seed came to 8.77 % (results/LOG.md). A run is 24 epochs instead of 350,
 1.9 PFLOP instead of 28.4.

@@ -100,8 +100,8 @@ def test_densefa_without_its_matrices_is_feedback_alignment(key, net):
   )
 
 
-def values(rule, name, image):
-  net = model.create(name, 10)
+def values(rule, name, image, classes=10):
+  net = model.create(name, classes)
   images = jax.ShapeDtypeStruct((1, *image), jnp.float32)
   variables = jax.eval_shape(net.init, jax.random.key(0), images)
   made = jax.eval_shape(lambda v: learning_rules.create(rule).init(net, v, images, 0), variables)
@@ -116,6 +116,12 @@ def test_how_many_feedback_values_the_papers_networks_need():
   assert values("dfa", "fa_cifar10_2", (32, 32, 3)) == 3_563_520
   assert values("dense_fa", "fa_mnist", (28, 28, 1)) == 26_066_432
   assert values("dense_fa", "fa_cifar10_1", (24, 24, 3)) == 23_467_776
+
+
+def test_the_papers_largest_network_takes_dfa():
+  assert (
+    values("dfa", "fa_imagenet_1", architectures.ARCHITECTURES["fa_imagenet_1"].image, 1000) > 1e9
+  )
 
 
 def test_more_than_a_machine_holds_is_refused_with_the_figure():

@@ -94,7 +94,7 @@ def test_wrong_layers_and_channels_are_one_line(strided, figure):
 
 def test_a_set_smaller_than_ten(strided, monkeypatch):
   few = strided.data(None).take(np.arange(3))
-  monkeypatch.setattr(type(strided), "data", lambda self, split: subject_lib.Stored(few))
+  monkeypatch.setattr(type(strided), "data", lambda self, split: subject_lib.InMemory(few))
   sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv1"))
   assert sheet.arrays["all_values"].shape[1] == 3
   assert sheet.caption.startswith("The 3 images of 3")
@@ -102,8 +102,8 @@ def test_a_set_smaller_than_ten(strided, monkeypatch):
 
 def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, photos, monkeypatch):
   place = photos({4: None, 9: b"no picture"})
-  streamed = subject_lib.Streamed(stream.Stream("photos", "train", data_dir=place), (32, 32))
-  stored = subject_lib.Stored(np.concatenate(list(streamed.batches(7))))
+  streamed = subject_lib.FromStream(stream.Stream("photos", "train", data_dir=place), (32, 32))
+  stored = subject_lib.InMemory(np.concatenate(list(streamed.batches(7))))
   sheets = []
   for images in (stored, streamed):
     monkeypatch.setattr(type(strided), "data", lambda self, split, images=images: images)
@@ -117,7 +117,7 @@ def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, phot
 def test_a_stream_of_which_little_can_be_read(strided, photos, monkeypatch):
   damage = dict.fromkeys(range(3, 18), b"no picture")
   source = stream.Stream("photos", "train", data_dir=photos(damage))
-  images = subject_lib.Streamed(source, (32, 32))
+  images = subject_lib.FromStream(source, (32, 32))
   monkeypatch.setattr(type(strided), "data", lambda self, split: images)
   sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,)))
   assert sheet.caption.startswith("The 3 images of 3")

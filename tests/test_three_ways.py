@@ -50,7 +50,7 @@ def test_images_may_be_stored_smaller_than_the_net_takes_them(strided, monkeypat
   trained = strided.trained._replace(net=net, variables=variables)
   small = dataclasses.replace(strided, trained=trained, stored=(4, 4, 3))
   raw = np.random.default_rng(0).integers(0, 256, (5, 4, 4, 3)).astype(np.uint8)
-  monkeypatch.setattr(type(small), "data", lambda *_: subject_lib.Stored(raw))
+  monkeypatch.setattr(type(small), "data", lambda *_: subject_lib.InMemory(raw))
   sheet = three_ways.figure5(Request(lambda: small))
   assert sheet.arrays["without pooling: guided"].shape == (5, 32, 32, 3)
 

@@ -17,7 +17,7 @@ REPORT = "report.json"
 _NO_RECORDS = (REPORT, sweep.FILE)
 _MACHINE = ("command", "environment", "hardware", "versions", "commit", "date")
 # Runs that differ in these keys alone are runs of one config.
-_QUIET = ("seed", "dataset.data_dir", *config_lib.QUIET)
+_QUIET = ("seed", *config_lib.QUIET)
 
 
 class Record(NamedTuple):

@@ -36,8 +36,8 @@ def _overview(made: dict[epath.Path, tables.Made]) -> str:
   blocks = [
     "# Measured results",
     "Made by `python -m allcnn_jax.analysis.results` from the records in each folder; a record has "
-    "the run's config, its curves, the machine, the versions and, but for some of the oldest, its "
-    "command and the commit. What was tried on the way is in [LOG.md](LOG.md).",
+    "the run's config, its curves, its command, the machine, the versions and, but for the oldest, the "
+    "commit. What was tried on the way is in [LOG.md](LOG.md).",
     report.ABOUT,
   ]
   for folder, x in made.items():

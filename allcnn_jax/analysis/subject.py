@@ -65,15 +65,15 @@ class Subject:
       for shares in np.asarray(jax.nn.softmax(logits))
     ]
 
-  def data(self, split: str | None) -> "Stored | Streamed":
+  def data(self, split: str | None) -> "InMemory | FromStream":
     """The images of a split of its data set; by default the one that it was evaluated on."""
     config = self.trained.config
     split = split or parts.eval_split(config)
     name, held_out, data_dir = parts.data_set(config)
     if not datasets.varies(name, data_dir):
-      return Stored(parts.read_images(config, split).images)
+      return InMemory(parts.read_images(config, split).images)
     streamed = stream.Stream(name, split, validation=held_out, data_dir=data_dir)
-    return Streamed(streamed, self.stored[:2])
+    return FromStream(streamed, self.stored[:2])
 
   def photo(self, path: epath.PathLike) -> UInt8[np.ndarray, "1 h w c"]:
     """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that."""
@@ -88,7 +88,7 @@ class Subject:
     return self.trained.image[:2] if shape[1:3] == self.stored[:2] else shape[1:3]
 
 
-class Stored:
+class InMemory:
   """Images in memory."""
 
   def __init__(self, images: UInt8[np.ndarray, "n h w c"]):
@@ -106,7 +106,7 @@ class Stored:
     return self._images[numbers]
 
 
-class Streamed:
+class FromStream:
   """The same of images that vary in size: read when they are looked at, and read again.
 
   What cannot be read is left out. How many there are, and which number is which, is known once

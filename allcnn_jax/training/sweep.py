@@ -335,6 +335,6 @@ def _told(values: dict[str, Any]) -> dict[str, Any]:
   flat = {k: values[k] for k in ("rates", "held_out")} | {"units": list(values["units"])}
   for name, unit in values["units"].items():
     for key, value in config_lib.leaves(unit):
-      if key not in (*config_lib.QUIET, "dataset.data_dir"):
+      if key not in config_lib.QUIET:
         flat[f"{name} {key}"] = value
   return flat
