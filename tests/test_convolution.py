@@ -1,4 +1,4 @@
-"""The training convolution against JAX's own, and where minimal filtering is used."""
+"""The training convolution against JAX's own, and where it goes another way."""
 
 import jax
 import jax.numpy as jnp
@@ -9,11 +9,13 @@ from allcnn_jax.nets import convolution, model, winograd
 
 CASES = {
   "padded": ((6, 8, 8, 3), (3, 3, 3, 32), (1, 1), ((1, 1), (1, 1))),
-  "strided": ((6, 9, 8, 4), (3, 3, 4, 32), (2, 2), ((1, 1), (0, 1))),
-  "unpadded": ((7, 8, 6, 2), (2, 3, 2, 24), (1, 1), ((0, 0), (0, 0))),
+  "strided": ((6, 9, 8, 3), (3, 3, 3, 32), (2, 2), ((1, 1), (0, 1))),
+  "unpadded": ((7, 8, 6, 2), (2, 3, 2, 32), (1, 1), ((0, 0), (0, 0))),
   "pointwise": ((5, 4, 4, 8), (1, 1, 8, 10), (1, 1), ((0, 0), (0, 0))),
+  "of an image, 5x5": ((4, 8, 8, 1), (5, 5, 1, 32), (1, 1), ((2, 2), (2, 2))),
   "few features": ((4, 8, 8, 3), (5, 5, 3, 8), (1, 1), ((2, 2), (2, 2))),
-  "stride beyond the window": ((4, 9, 9, 3), (2, 2, 3, 16), (3, 3), ((0, 0), (0, 0))),
+  "pointwise, strided": ((5, 5, 6, 8), (1, 1, 8, 10), (2, 2), ((0, 0), (1, 0))),
+  "stride beyond the window": ((4, 9, 9, 3), (2, 2, 3, 32), (3, 3), ((0, 0), (0, 0))),
   "many features": ((6, 8, 8, 32), (3, 3, 32, 40), (1, 1), ((1, 1), (1, 1))),
   "many features, odd": ((3, 11, 6, 33), (3, 3, 33, 32), (1, 1), ((2, 0), (0, 0))),
   "many features, strided": ((6, 9, 8, 32), (3, 3, 32, 32), (2, 2), ((1, 1), (0, 1))),
@@ -42,10 +44,12 @@ def test_it_is_jaxs_convolution_and_so_are_its_gradients(case, key):
 
 
 @pytest.mark.parametrize("cache", [1, 1 << 30])
-def test_how_many_images_are_taken_at_a_time_does_not_matter(cache, key, monkeypatch):
-  usual = _gradients(convolution.convolve, "many features", key)
-  monkeypatch.setattr(winograd, "_CACHE", cache)
-  for ours, theirs in zip(_gradients(convolution.convolve, "many features", key), usual):
+@pytest.mark.parametrize("case", ["many features", "padded"])
+def test_how_many_images_are_taken_at_a_time_does_not_matter(case, cache, key, monkeypatch):
+  usual = _gradients(convolution.convolve, case, key)
+  for module in (winograd, convolution):
+    monkeypatch.setattr(module, "_CACHE", cache)
+  for ours, theirs in zip(_gradients(convolution.convolve, case, key), usual):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
@@ -64,8 +68,11 @@ def test_tiles_are_as_large_as_the_map_lets_them_be():
   assert winograd._tile((32, 32), 5, 1) == 2
 
 
-@pytest.mark.parametrize(("case", "filters"), [("many features", True), ("few features", False)])
-def test_only_a_cpu_filters_and_only_many_features(case, filters):
+@pytest.mark.parametrize(
+  ("case", "other"),
+  [("many features", True), ("padded", True), ("pointwise", True), ("few features", False)],
+)
+def test_only_a_cpu_goes_another_way_and_only_where_it_is_faster(case, other):
   *shapes, strides, padding = CASES[case]
 
   def total(x, kernel):
@@ -74,7 +81,7 @@ def test_only_a_cpu_filters_and_only_many_features(case, filters):
   traced = jax.jit(jax.grad(total, (0, 1))).trace(*map(jnp.zeros, shapes))
   for platform in ("cpu", "tpu", "cuda"):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
-    assert ("stablehlo.while" in text) == (filters and platform == "cpu")
+    assert ("stablehlo.while" in text) == (other and platform == "cpu")
 
 
 def test_the_training_net_convolves_so():

@@ -93,14 +93,14 @@ def weight_gradient(
 
   def add(total, some):
     x, d = some
-    seen = _both(way.bt, _tiles(_pad(x, padding), way.bt.shape[1], way.step, count))
+    seen = _both(way.bt, _tiles(pad(x, padding), way.bt.shape[1], way.step, count))
     errors = _both(way.at.T, _tiles(d, tile, tile, count))
     return [
       [t + _rows(v).T @ _rows(e) for t, v, e in zip(*three)] for three in zip(total, seen, errors)
     ], None
 
   zeros = [[jnp.zeros(features, x.dtype)] * len(way.bt)] * len(way.bt)
-  total, _ = jax.lax.scan(add, zeros, _batches((x, d), way, count, sum(features)))
+  total, _ = jax.lax.scan(add, zeros, batches((x, d), _fit(x, way, count, sum(features))))
   return jnp.stack([jnp.stack(row) for row in _both(way.g.T, total)])
 
 
@@ -187,7 +187,7 @@ def _apply(
     return [_spread(way.at, column, 2) for column in zip(*products)]
 
   def some(x):
-    seen = _both(way.bt, _tiles(_pad(x, padding), way.bt.shape[1], way.step, count))
+    seen = _both(way.bt, _tiles(pad(x, padding), way.bt.shape[1], way.step, count))
     products = [
       [(_rows(v) @ u).reshape(-1, *count, features) for v, u in zip(*two)]
       for two in zip(seen, weights)
@@ -196,8 +196,8 @@ def _apply(
     y = y.reshape(-1, down * side, across * side, features)
     return y[:, start[0] : start[0] + size[0], start[1] : start[1] + size[1]]
 
-  batches = _batches(x, way, count, sum(kernel.shape[2:]))
-  return jax.lax.map(some, batches).reshape(len(x), *size, features)
+  some_at_a_time = batches(x, _fit(x, way, count, sum(kernel.shape[2:])))
+  return jax.lax.map(some, some_at_a_time).reshape(len(x), *size, features)
 
 
 def _by_itself(function: Callable) -> Callable:
@@ -245,7 +245,7 @@ def _tiles(x: Array, side: int, step: int, count: Sequence[int]) -> list[list[Ar
   return [[x[:, i, j] for j in across] for i in down]
 
 
-def _pad(x: Array, padding: Pairs) -> Array:
+def pad(x: Array, padding: Pairs) -> Array:
   """Zeros around maps, or, where they are negative, fewer rows and columns."""
   return jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*p, 0) for p in padding), (0, 0, 0)])
 
@@ -254,11 +254,13 @@ def _rows(a: Array) -> Array:
   return a.reshape(-1, a.shape[-1])
 
 
-def _batches(arrays: Any, way: _Way, count: Sequence[int], features: int) -> Any:
-  """Arrays of images, as many at a time as fit into the cache with all that is made of them."""
-  first = jax.tree.leaves(arrays)[0]
-  images = len(first)
-  each = len(way.bt) ** 2 * math.prod(count) * features * first.dtype.itemsize
-  fit = max(1, min(images, _CACHE // each))
-  few = next(k for k in range(fit, 0, -1) if images % k == 0)
+def _fit(x: Array, way: _Way, count: Sequence[int], features: int) -> int:
+  """How many images fit into the cache, with all that is made of them."""
+  return max(1, _CACHE // (len(way.bt) ** 2 * math.prod(count) * features * x.dtype.itemsize))
+
+
+def batches(arrays: Any, most: int) -> Any:
+  """Arrays of images, as many at a time as divide their number, and `most` at most."""
+  images = len(jax.tree.leaves(arrays)[0])
+  few = next(k for k in range(min(most, images), 0, -1) if images % k == 0)
   return jax.tree.map(lambda a: a.reshape(images // few, few, *a.shape[1:]), arrays)
