@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import checkpoints
+from allcnn_jax.training import checkpoints, weights
 from allcnn_jax.training.step import TrainState
 
 
@@ -147,12 +147,27 @@ def test_a_save_that_was_cut_short_is_no_checkpoint(saved):
   assert sorted(p.name for p in (saved / "checkpoints").iterdir()) == ["3", "4"]
 
 
-def test_no_pretrained_weights_are_published_yet():
-  for name in checkpoints.PRETRAINED:
-    with pytest.raises(UsageError, match=f"No weights of {name} are published yet"):
-      checkpoints.load_pretrained(name)
-  with pytest.raises(UsageError, match="Did you mean 'all_cnn_c_cifar10'"):
-    checkpoints.load_pretrained("all_cnn_c_cifar100")
+@pytest.fixture
+def published(tmp_path):
+  weights.save(state(3).variables, 3, tmp_path / "weights.safetensors")
+  return checkpoints.Checkpoints(tmp_path)
+
+
+def test_a_published_network_is_one_checkpoint_without_an_optimizer(published):
+  assert published.steps() == [3]
+  bare = like().replace(opt_state=None)
+  expected = state(3).replace(opt_state=None)
+  for step in (None, 3):
+    jax.tree.map(np.testing.assert_array_equal, published.restore(bare, step), expected)
+  with pytest.raises(UsageError, match="no checkpoint of step 4"):
+    published.restore(bare, 4)
+
+
+def test_what_a_published_network_cannot_give_is_refused(published):
+  with pytest.raises(UsageError, match=r"optimizer.*opt_state/0.*holds none"):
+    published.restore(like())
+  with pytest.raises(UsageError, match=r"another network.*conv1/kernel.*\(3, 4\).*\(5, 4\)"):
+    published.restore(like(shape=(5, 4)).replace(opt_state=None))
 
 
 def test_in_a_bucket_a_checkpoint_is_whole_when_orbax_has_marked_it(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 A checkpoint is written beside its place and renamed, so that one that can be seen is whole; in a
 bucket, which cannot rename, it is whole when Orbax has put its mark into it. What happens to its
 files later is found out by their checksums, which stand beside them. It holds arrays and JSON,
-nothing that could run when it is read.
+nothing that could run when it is read. A network that is published has one file of weights instead.
 """
 
 import contextlib
@@ -15,20 +15,27 @@ import shutil
 import sys
 import zlib
 from collections.abc import Iterator
-from typing import NoReturn
+from typing import NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
+from allcnn_jax import config as config_lib
 from allcnn_jax import files
+from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import DiskFull, UsageError, is_full, unknown
-from allcnn_jax.training import sharding
+from allcnn_jax.nets import model
+from allcnn_jax.training import parts, sharding, weights
 from allcnn_jax.training.step import TrainState
 
 _SUMS = "checksums.json"
 _WHOLE = "commit_success.txt"  # Orbax's mark in a bucket
+# Of networks that were trained here: inside of an installed package, beside it in a clone.
+_PACKAGE = pathlib.Path(__file__).parents[1]
+_PRETRAINED = (_PACKAGE / "pretrained", _PACKAGE.with_name("pretrained"))
 # Orbax tells of every save on the terminal, and of what fails before it raises it.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
@@ -47,11 +54,14 @@ class Checkpoints:
     if not files.is_bucket(workdir):
       place = place.resolve()  # Orbax takes absolute paths only
     self._path = place / "checkpoints"
+    self._weights = place / weights.NAME
     self._keep = keep
     self._orbax: ocp.training.Checkpointer | None = None
 
   def steps(self) -> list[int]:
-    """The steps that have a whole checkpoint, oldest first."""
+    """The steps that have a whole checkpoint, oldest first; of a published network its one."""
+    if self._weights.exists():
+      return [weights.load(self._weights)[1]]
     if not self._path.exists():
       return []
     found = [p for p in self._path.iterdir() if p.name.isdecimal()]
@@ -136,6 +146,8 @@ class Checkpoints:
       raise UsageError(
         f"There is no checkpoint of step {step} in {self._path}. There are: {', '.join(map(str, steps))}."
       )
+    if self._weights.exists():
+      return self._published(like)
     damage = []
     for candidate in [step] if step is not None else reversed(steps):
       place = self._path / str(candidate)
@@ -150,28 +162,49 @@ class Checkpoints:
       " ".join(damage) + (f" Others are: {others}." if others else " There is no other one.")
     )
 
+  def _published(self, like: TrainState) -> TrainState:
+    variables, step = weights.load(self._weights)
+    state = TrainState(np.int32(step), variables, None)
+    _refuse_another(self._weights, _shapes(state), _shapes(like))
+    state = jax.tree.map(lambda x, asked: x.astype(asked.dtype), state, like)
+    return jax.device_put(state, sharding.replicated(sharding.mesh()))
+
   def close(self) -> None:
     """Ends what runs in the background."""
     if self._orbax is not None:
       self._orbax.close()
 
 
-# Trained here, by name. None is published yet.
-PRETRAINED = ("all_cnn_c_cifar10",)
+class Pretrained(NamedTuple):
+  """A network that was trained here.
+
+  Attributes:
+    net: the network.
+    variables: {"params": ...}.
+    preprocessing: its `apply` makes the network's input of raw images, uint8 (N, H, W, C).
+  """
+
+  net: model.ConvNet
+  variables: PyTree
+  preprocessing: preprocessing.Preprocessor
 
 
-def load_pretrained(name: str) -> NoReturn:
-  """Would load a network that was trained here.
+def load_pretrained(name: str) -> Pretrained:
+  """A network that was trained here, by its name: that of its folder in `pretrained/`.
 
   Raises:
-    UsageError: none is published yet, or there will be none of this name.
+    UsageError: there is none of this name.
   """
-  if name not in PRETRAINED:
-    raise unknown("pretrained network", name, PRETRAINED)
-  raise UsageError(
-    f"No weights of {name} are published yet. Train it: "
-    "python launch.py train --config=configs/cifar10.py:all_cnn_c --workdir=DIR."
-  )
+  home = next((x for x in _PRETRAINED if x.is_dir()), _PACKAGE)
+  names = sorted(x.parent.name for x in home.glob(f"*/{weights.NAME}"))
+  if name not in names:
+    raise unknown("pretrained network", name, names)
+  place = home / name
+  config = config_lib.from_json((place / "config.json").read_text())
+  fitted = preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(place))
+  variables, _ = weights.load(place / weights.NAME)
+  net = parts.network(config, len(fitted.classes))
+  return Pretrained(net, variables, fitted.preprocessor)
 
 
 def _load(place: epath.Path, like: TrainState) -> TrainState:

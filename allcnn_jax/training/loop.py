@@ -27,6 +27,7 @@ from allcnn_jax.training import (
   parts,
   sharding,
   sources,
+  weights,
 )
 from allcnn_jax.training import lock as lock_lib
 from allcnn_jax.training import step as step_lib
@@ -251,6 +252,11 @@ def _check_workdir(
   """Raises UsageError if the folder belongs to a run of another config, or one that runs now."""
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir={workdir} is a file.")
+  if (workdir / weights.NAME).exists():
+    raise UsageError(
+      f"{workdir} holds a network without its optimizer: choose another --workdir, and begin there "
+      f"with its weights, --config.rule.start_from={workdir}."
+    )
   if (workdir / "config.json").exists():
     theirs = dict(config_lib.leaves(evaluate.read_config(workdir)))
     for path, value in config_lib.leaves(config):

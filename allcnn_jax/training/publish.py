@@ -1,0 +1,58 @@
+"""A finished run -> a folder small enough for the repository, from which its network is used.
+
+  python -m allcnn_jax.training.publish --workdir=DIR --output=pretrained/NAME
+
+The folder is a run's to all that looks at a network (`evaluate`, `visualize`, `rule.start_from`):
+its config, what was fitted to the images, the evaluation and the machine are the run's own, and one
+file of weights stands in the place of checkpoints.
+"""
+
+import argparse
+
+from etils import epath
+
+from allcnn_jax import files
+from allcnn_jax.data import preprocessing
+from allcnn_jax.errors import UsageError
+from allcnn_jax.training import evaluate, parts, weights
+
+_KEPT = ("config.json", "evaluation.json", "machine.json")
+
+
+def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
+  """Writes the network of a finished run's last checkpoint into a new folder.
+
+  Args:
+    workdir: the run's.
+    output: the folder to make.
+
+  Raises:
+    UsageError: the run has not ended, or something is in the folder.
+  """
+  workdir, output = epath.Path(workdir), epath.Path(output)
+  trained = evaluate.restore(workdir)
+  for name in _KEPT:
+    if not (workdir / name).exists():
+      raise UsageError(f"--workdir={workdir} has no {name}: its run has not ended.")
+  if files.inside(output):
+    raise UsageError(f"--output={output} is not empty: choose another folder.")
+  files.make_folder(output, f"--output={output}")
+  for name in _KEPT:
+    files.write(output / name, (workdir / name).read_bytes())
+  preprocessing.share(parts.preprocessing_of(workdir), parts.preprocessing_of(output))
+  weights.save(trained.variables, trained.step, output / weights.NAME)
+
+
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", required=True, help="the run's folder")
+  parser.add_argument("--output", required=True, help="the folder to make, pretrained/NAME")
+  flags = parser.parse_args()
+  try:
+    publish(flags.workdir, flags.output)
+  except UsageError as error:
+    parser.error(str(error))
+
+
+if __name__ == "__main__":
+  main()
