@@ -1,7 +1,7 @@
 """A trained network's variables in one safetensors file, which any framework reads.
 
-In a run's folder it stands in the place of checkpoints, when the network is published: a third of
-their size, as it holds nothing of the optimizer.
+In the folder of a network that is published it stands in the place of checkpoints; of the optimizer
+it holds nothing.
 """
 
 import numpy as np
