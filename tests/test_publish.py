@@ -47,7 +47,11 @@ def test_what_cannot_be_published_is_refused(published):
   run, other = published.parent / "run", published.parent / "other"
   with pytest.raises(UsageError, match="not empty"):
     publish.publish(run, published)
-  (run / "evaluation.json").unlink()
+  said = run / "evaluation.json"
+  said.write_text(said.read_text().replace('"step": 3', '"step": 2'))
+  with pytest.raises(UsageError, match="evaluation is of step 2, its weights are of step 3"):
+    publish.publish(run, other)
+  said.unlink()
   with pytest.raises(UsageError, match=r"no evaluation\.json: its run has not ended"):
     publish.publish(run, other)
   assert not other.exists()

@@ -8,6 +8,7 @@ file of weights stands in the place of checkpoints.
 """
 
 import argparse
+import json
 
 from etils import epath
 
@@ -27,13 +28,20 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
     output: the folder to make.
 
   Raises:
-    UsageError: the run has not ended, or something is in the folder.
+    UsageError: the run has not ended, its evaluation is of other weights, or something is in the
+      folder.
   """
   workdir, output = epath.Path(workdir), epath.Path(output)
   trained = evaluate.restore(workdir)
   for name in _KEPT:
     if not (workdir / name).exists():
       raise UsageError(f"--workdir={workdir} has no {name}: its run has not ended.")
+  evaluated = json.loads((workdir / "evaluation.json").read_text())["step"]
+  if evaluated != trained.step:
+    raise UsageError(
+      f"--workdir={workdir}: its evaluation is of step {evaluated}, its weights are of step "
+      f"{trained.step}: evaluate it first."
+    )
   if files.inside(output):
     raise UsageError(f"--output={output} is not empty: choose another folder.")
   files.make_folder(output, f"--output={output}")
