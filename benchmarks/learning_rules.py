@@ -2,9 +2,10 @@
 
   python -m benchmarks.learning_rules --config=fa_mnist --batch_size=128
 
-Steps of a rule and of backpropagation alternate, so that whatever else the machine does falls on both
-alike; a ratio is the median over rounds of (the rule's step / backpropagation's step of the same
-round). Compile time is apart. `measure` is one measurement of alignment, as a ratio to the same step.
+Rounds of steps of a rule and of backpropagation alternate, so that whatever else the machine does
+falls on both alike; a ratio is the median over rounds of (the rule's step / backpropagation's step of
+the same round). Compile time is apart. `measure` is one measurement of alignment, as a ratio to the
+same step.
 """
 
 import argparse
@@ -12,48 +13,37 @@ import statistics
 import time
 
 import jax
-import jax.numpy as jnp
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import learning_rules, measurements, parts
-from allcnn_jax.training import step as step_lib
+from allcnn_jax.training import learning_rules, measurements
 from benchmarks import output
 from configs import feedback_alignment
 
 
 def prepare(name, rule, batch_size):
-  """(a function that does one step, one that measures alignment); the step's program goes with it."""
+  """(the seconds that a step takes, those of a measurement of alignment): functions that measure."""
   config = config_lib.complete(feedback_alignment.get_config(f"{name},{rule}"))
   config.train.batch_size = batch_size
-  recipe = parts.recipe(config, 10, batch_size)
-  image = parts.image(config)
-  images = jax.random.normal(jax.random.key(0), (batch_size, *image))
-  data = step_lib.Stored.of(images, jnp.arange(batch_size, dtype=jnp.int32) % 10)
-  order, carry = jnp.arange(batch_size), [step_lib.init(recipe, image[2]), step_lib.Totals.zero()]
-  compiled = step_lib.train_step.lower(recipe, *carry, data, order).compile()
+  run = benchmark.Rounds(config)
+  batch = run.data.take(slice(batch_size))
 
   def step():
-    carry[:] = compiled(*carry, data, order)
-    jax.block_until_ready(carry[1])
+    return run.seconds() / run.steps
 
   def measure():
-    jax.block_until_ready(measurements.measure(recipe, carry[0].variables, data.take(slice(None))))
+    start = time.perf_counter()
+    jax.block_until_ready(measurements.measure(run.recipe, run.state.variables, batch))
+    return time.perf_counter() - start
 
   return step, measure
 
 
-def seconds(f):
-  start = time.perf_counter()
-  f()
-  return time.perf_counter() - start
-
-
 def compared(name, f, bp, rounds):
   """What `f` takes beside a step of backpropagation; both are called once before."""
-  seconds(bp), seconds(f)
-  pairs = [(seconds(f), seconds(bp)) for _ in range(rounds)]
+  bp(), f()
+  pairs = [(f(), bp()) for _ in range(rounds)]
   ratios = [a / b for a, b in pairs]
   low, high = benchmark.quartiles(ratios)
   ratio, taken = statistics.median(ratios), 1000 * statistics.median(a for a, _ in pairs)

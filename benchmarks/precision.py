@@ -29,9 +29,13 @@ def errors(config):
   """{"conv1/kernel": the error of its gradient, ..., "all": that of all as one}, for one batch.
 
   Raises:
-    UsageError: the config.
+    UsageError: the config, or JAX_PLATFORMS names no CPU.
   """
   config_lib.check(config)
+  try:
+    cpu = jax.devices("cpu")[0]
+  except RuntimeError as error:
+    raise UsageError(f"JAX_PLATFORMS must name the CPU too ({error}).") from None
   config = config.copy_and_resolve_references()
   config.model.dropout = tuple(0.0 for _ in config.model.dropout)
   images, shape = config.train.batch_size, parts.image(config)
@@ -42,7 +46,6 @@ def errors(config):
     jnp.arange(images, dtype=jnp.int32) % CLASSES,
   )
   here = _gradient(recipe.net, recipe.rule, variables, batch)
-  cpu = jax.devices("cpu")[0]
   with jax.enable_x64(True), jax.default_device(cpu):
     variables, batch = jax.tree.map(_widened, jax.device_put((variables, batch), cpu))
     config.train.dtype = "float32"  # float64 in this context

@@ -124,6 +124,17 @@ def test_graham_without_anything_is_a_flip_on_a_canvas(key, images):
   assert 80 < mirrored.sum() < 176
 
 
+@pytest.mark.parametrize("kind", sorted(augmentation.KINDS))
+def test_images_keep_their_type_where_draws_are_wider(kind):
+  with jax.enable_x64(True):
+    shapes = jax.eval_shape(
+      lambda key, x: augmentation.KINDS[kind].apply(key, x, (24, 24)),
+      jax.random.key(0),
+      jax.ShapeDtypeStruct((2, 32, 32, 3), jnp.float32),
+    )
+  assert shapes.dtype == jnp.float32
+
+
 def test_graham_s_colours_change_each_channel_by_a_plane_and_a_gain(key):
   images = jax.random.normal(key, (64, 12, 12, 3))
   found = augmentation.Graham(0.0, 0.0, 0, (25.5, 0.15, 2.4, 2.4))._recolour(key, images)

@@ -209,3 +209,15 @@ def test_images_are_decoded_once_until_the_set_is_prepared_anew(tmp_path, monkey
   datasets.load("six", "train", (4, 4, 3))
   datasets.load("six", "test", (4, 4, 3))
   assert builder.reads == 3
+
+
+def test_decoded_images_that_are_damaged_are_read_anew(tmp_path, monkeypatch):
+  builder = _Prepared(tmp_path)
+  monkeypatch.setattr(datasets, "_prepared", lambda name, data_dir: builder)
+  first = datasets.load("six", "train", (4, 4, 3))
+  kept = datasets._decoded(builder, "train")
+  kept.write_bytes(kept.read_bytes()[:100])
+  again = datasets.load("six", "train", (4, 4, 3))
+  np.testing.assert_array_equal(first.images, again.images)
+  assert builder.reads == 2
+  assert len(kept.read_bytes()) > 100

@@ -48,3 +48,8 @@ def test_it_names_the_device_and_the_versions():
   assert values["hardware"]["devices"] >= 1
   assert {"python", "jax", "flax", "optax"} <= values["versions"].keys()
   datetime.date.fromisoformat(values["date"])
+
+
+def test_an_accelerator_s_versions_are_those_of_its_drivers_too(monkeypatch):
+  monkeypatch.setitem(machine._DRIVERS, "gpu", ("pytest-x",))
+  assert machine.versions("gpu").keys() - machine.versions("cpu").keys() == {"pytest-xdist"}

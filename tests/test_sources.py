@@ -1,6 +1,8 @@
 """A split is the same through either door, and training goes on where it was stopped."""
 
+import gc
 import json
+import weakref
 
 import jax
 import numpy as np
@@ -211,3 +213,17 @@ def test_what_an_augmentation_computes_with_stays_fine(tiny):
   assert parts.stored_type(tiny) == jax.numpy.bfloat16
   tiny.dataset.augment = "graham"
   assert parts.stored_type(tiny) == np.float32
+
+
+def test_a_split_that_is_done_with_leaves_no_images_on_the_device(tiny):
+  source = opened(tiny, "train")
+  source.start(parts.recipe(tiny, 10, 96), 0)
+  carry = jax.jit(step_lib.init, static_argnums=(0, 1))(source._recipe, 3), step_lib.Totals.zero()
+  source.advance(*carry, 0)
+  gone = weakref.ref(source)
+  gc.disable()  # it does not know how large an array on the device is, and may come late
+  try:
+    del source
+    assert gone() is None
+  finally:
+    gc.enable()

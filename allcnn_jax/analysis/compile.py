@@ -104,7 +104,7 @@ class Compiled(NamedTuple):
     topology: the machine.
     devices: how many it has.
     chip: what each is.
-    memory: of each, bytes.
+    memory: of each, bytes that a run can have; of a GPU what JAX takes by default.
     images: images of a batch on each.
     programs: "step", "steps" (of a set on the device) and "evaluation".
     paddings: of each layer with channels, on a TPU.

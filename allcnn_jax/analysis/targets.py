@@ -19,7 +19,7 @@ class Target(NamedTuple):
   Attributes:
     name: CHIP:SHAPE.
     kind: "tpu" or "gpu".
-    memory: of each device, bytes.
+    memory: of each device, bytes that a run can have.
     devices: what `jax.sharding.Mesh` takes.
   """
 
@@ -53,6 +53,7 @@ _GPUS = {
   "h200": _Gpu("NVIDIA H200", 151_397_597_184, 4.8e12),
 }
 _NODES = ("1", "2", "4", "8")
+_JAX_TAKES = 0.75  # of a GPU's memory, where XLA_CLIENT_MEM_FRACTION is not set
 
 # What XLA has to know of a GPU of NVIDIA's Hopper generation (`GpuTargetConfigProto`).
 _HOPPER = """
@@ -110,7 +111,7 @@ def target(name: str) -> Target:
   """
   chip, _, shape = name.partition(":")
   if chip in _GPUS and shape in _NODES:
-    return Target(name, "gpu", _GPUS[chip].memory, _gpus(_GPUS[chip], shape))
+    return Target(name, "gpu", _JAX_TAKES * _GPUS[chip].memory, _gpus(_GPUS[chip], shape))
   if chip in _TPUS and (devices := _tpus(name)):
     return Target(name, "tpu", _TPUS[chip].memory, devices)
   shapes = {chip: tpu.shapes for chip, tpu in _TPUS.items()} | dict.fromkeys(_GPUS, _NODES)

@@ -88,7 +88,7 @@ def sample_by_neighbours(images: Images, places: Float[Array, "n p 2"]) -> Float
   n, h, w, c = images.shape
   around = jnp.pad(images, ((0, 0), (1, 1), (1, 1), (0, 0))).reshape(n, -1, c)
   places = jnp.clip(places + 1, 0, jnp.array([h + 1, w + 1], jnp.float32)[None, None])
-  first = jnp.minimum(places.astype(jnp.int32), jnp.array([h, w])[None, None])
+  first = jnp.minimum(places.astype(jnp.int32), jnp.array([h, w], jnp.int32)[None, None])
   down, right = jnp.split(places - first.astype(jnp.float32), 2, axis=-1)
   index = first[..., 0] * (w + 2) + first[..., 1]
 
@@ -166,7 +166,7 @@ class Graham:
   def _recolour(self, key: Key[Array, ""], images: Images) -> Images:
     n, h, w, c = images.shape
     deviations = jnp.array(self.colour, jnp.float32)[:, None, None, None, None]
-    a, b, by_row, by_column = deviations * jax.random.normal(key, (4, n, 1, 1, c))
+    a, b, by_row, by_column = deviations * jax.random.normal(key, (4, n, 1, 1, c), jnp.float32)
     i = (jnp.arange(h, dtype=jnp.float32) - (h - 1) / 2)[None, :, None, None]
     j = (jnp.arange(w, dtype=jnp.float32) - (w - 1) / 2)[None, None, :, None]
     return images + (a + by_row * i + by_column * j) / 128 + b * images
@@ -174,17 +174,21 @@ class Graham:
   def inverse(self, key: Key[Array, ""], n: int) -> Float[Array, "n 2 2"]:
     """n random maps from the canvas back to the image: the inverses of the skew, then of the stretch."""
     keys = jax.random.split(key, 4)
-    sides = 1 + jax.random.uniform(keys[0], (n, 2), minval=-self.stretch, maxval=self.stretch)
+
+    def draw(key, shape, largest):
+      return jax.random.uniform(key, shape, jnp.float32, -largest, largest)
+
+    sides = 1 + draw(keys[0], (n, 2), self.stretch)
     mirror = 1 - 2 * jax.random.bernoulli(keys[1], shape=(n,)).astype(jnp.float32)
-    sides = sides * jnp.stack([jnp.ones(n), mirror], axis=1)
-    angle = jax.random.uniform(keys[2], (n,), minval=-self.skew, maxval=self.skew)
-    one, zero = jnp.ones(n), jnp.zeros(n)
+    one, zero = jnp.ones(n, jnp.float32), jnp.zeros(n, jnp.float32)
+    sides = sides * jnp.stack([one, mirror], axis=1)
+    angle = draw(keys[2], (n,), self.skew)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     kinds = jnp.array(
       [[[one, -angle], [zero, one]], [[one, zero], [-angle, one]], [[cos, sin], [-sin, cos]]]
     )  # (3, 2, 2, N)
     chosen = jax.random.randint(keys[3], (n,), 0, 3)
-    one_hot = jax.nn.one_hot(chosen, 3, axis=0)[:, None, None]
+    one_hot = jax.nn.one_hot(chosen, 3, axis=0, dtype=jnp.float32)[:, None, None]
     return (kinds * one_hot).sum(0).transpose(2, 0, 1) / sides[:, :, None]
 
 

@@ -365,7 +365,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
     raise UsageError(f"{name}'s images vary in size, {shape}: they are streamed (`stream.py`).")
   source = _open(name, builder, split)
   place = _decoded(builder, split)
-  if place.exists():
+  with contextlib.suppress(FileNotFoundError, safetensors.SafetensorError):  # none, or damaged
     arrays = safetensors.numpy.load_file(place)
     return Dataset(arrays["images"], arrays["labels"], names)
   n, step = len(source), 1000

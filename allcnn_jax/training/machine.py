@@ -16,6 +16,8 @@ from etils import epath
 from allcnn_jax.training import sharding
 
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy")
+# What drives an accelerator, by the start of the package's name.
+_DRIVERS = {"gpu": ("jax-cuda", "nvidia-cudnn"), "tpu": ("libtpu",)}
 # Variables of the environment that change speeds or values.
 _VARIABLES = (
   "XLA_FLAGS",
@@ -24,6 +26,9 @@ _VARIABLES = (
   "JAX_DEFAULT_PRNG_IMPL",
   "JAX_ENABLE_X64",
   "NVIDIA_TF32_OVERRIDE",
+  "XLA_CLIENT_MEM_FRACTION",
+  "XLA_PYTHON_CLIENT_ALLOCATOR",
+  "XLA_PYTHON_CLIENT_PREALLOCATE",
   "GLIBC_TUNABLES",
 )
 
@@ -42,10 +47,17 @@ def machine() -> dict[str, Any]:
       "devices": sharding.mesh().size,
       "cores": os.cpu_count(),
     },
-    "versions": {"python": platform.python_version()} | {p: metadata.version(p) for p in _PACKAGES},
+    "versions": {"python": platform.python_version()} | versions(device.platform),
     "commit": commit(),
     "date": time.strftime("%Y-%m-%d"),
   }
+
+
+def versions(kind: str) -> dict[str, str]:
+  """The versions of the packages that compute on a device of a kind: "cpu", "gpu" or "tpu"."""
+  installed = {x.name for x in metadata.distributions() if x.name}
+  drivers = [x for x in sorted(installed) if x.lower().startswith(_DRIVERS.get(kind, ()))]
+  return {name: metadata.version(name) for name in (*_PACKAGES, *drivers)}
 
 
 def commit() -> str:

@@ -118,8 +118,9 @@ class Resident:
 
   def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
     self._recipe, self._steps_a_call = recipe, steps_a_call
+    n = self.examples  # with `self` in the function, the images would outlive their run
     self._order = functools.lru_cache(1)(
-      lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), self.examples)
+      lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), n)
     )
 
   def advance(
