@@ -125,15 +125,19 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-  "train": Verb(train, ("config",)),
-  "evaluate": Verb(evaluate, (), ("step", "split", "dataset", "views")),
-  "visualize": Verb(visualize, (), ("figure", "layer", "channels", "input", "step", "split")),
+  "train": Verb(train, ("config",), ("workdir",)),
+  "evaluate": Verb(evaluate, (), ("workdir", "step", "split", "dataset", "views")),
+  "visualize": Verb(
+    visualize, (), ("workdir", "figure", "layer", "channels", "input", "step", "split")
+  ),
   "describe": Verb(describe, ("config", "config2")),
   "benchmark": Verb(benchmark, ("config",), ("output", "profile")),
   "compile": Verb(compile, ("config",), ("topology", "output")),
-  "sweep": Verb(sweep, ("config",), ("index", "seeds")),
-  "report": Verb(report, (), ("output",)),
+  "sweep": Verb(sweep, ("config",), ("workdir", "index", "seeds")),
+  "report": Verb(report, (), ("workdir", "output")),
 }
+# The flags that name files or folders.
+_PLACES = ("workdir", "output", "profile", "input")
 
 
 def _define(name: str, values: flags.FlagValues) -> None:
@@ -180,6 +184,8 @@ def _define_config(name: str, words: list[str], values: flags.FlagValues) -> Non
   keys = dict(config_lib.leaves(config))
   for word in words:
     group, _, key = word.partition("=")[0].lstrip("-").partition(".")
+    if word.startswith("-") and group == name and not key:
+      raise UsageError(f"--{name} is given twice.")
     if word.startswith("-") and group == name and key not in keys:
       raise unknown("config key", key, keys)
   config_flags.DEFINE_config_dict(name, config, flag_values=values, sys_argv=["", *words])
@@ -219,6 +225,20 @@ def _workdir(values: flags.FlagValues) -> str:
   return values.workdir
 
 
+def _check(values: flags.FlagValues, names: Sequence[str]) -> None:
+  """Looks at a verb's own flags before anything is done: at empty ones, and at files and folders."""
+  for name in names:
+    told = values[name].value
+    if values[name].present and told in ("", []):
+      raise UsageError(f"--{name}= is empty.")
+    if name in _PLACES and told:
+      for path in [told] if isinstance(told, str) else told:
+        if not files.is_place(path):
+          raise UsageError(
+            f"--{name}={path}: no such kind of place is known; a bucket is gs://NAME."
+          )
+
+
 def _config(values: flags.FlagValues) -> ml_collections.ConfigDict:
   if "config" not in values:
     raise UsageError("--config=FILE[:ARGUMENT] is missing. Ours are in configs/.")
@@ -243,7 +263,6 @@ def run(words: Sequence[str]) -> int:
     print(f"python launch.py {name} {verb.call.__doc__}")
     return 0
   values = flags.FlagValues()
-  flags.DEFINE_string("workdir", None, "the run's folder", flag_values=values)
   for flag in verb.flags:
     _define(flag, values)
   for config in verb.configs:
@@ -251,6 +270,7 @@ def run(words: Sequence[str]) -> int:
   rest = values(["launch.py", *words])[1:]
   if rest:
     raise UsageError(f"{name}: {rest[0]!r} is no flag; flags are written --name=value.")
+  _check(values, verb.flags)
   return verb.call(values)
 
 
@@ -272,8 +292,8 @@ def main() -> None:
   try:
     with job():
       status = run(sys.argv[1:])
-  except (UsageError, flags.Error, OSError) as error:
-    if isinstance(error, OSError) and not is_denied(error):
+  except Exception as error:
+    if not (isinstance(error, (UsageError, flags.Error)) or is_denied(error)):
       raise
     print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     status = 2

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import ml_collections
 
+from allcnn_jax import files
 from allcnn_jax.data import augmentation, preprocessing
 from allcnn_jax.errors import UsageError, unknown
 from allcnn_jax.nets import architectures, feedback, model
@@ -76,8 +77,8 @@ KEYS: dict[str, Key] = {
   "model.name": _one_of("all_cnn_c", architectures.NAMES, "the network"),
   "model.width": Key(
     1.0,
-    "a number above 0",
-    lambda v: 0 < v < math.inf,
+    "a number above 0, at most 100",
+    lambda v: 0 < v <= 100,
     "factor on the features of every layer but the last",
   ),
   "model.head": _one_of(
@@ -112,7 +113,7 @@ KEYS: dict[str, Key] = {
     "where the images come from",
   ),
   "dataset.data_dir": Key(
-    "", "a folder, or empty: TFDS's default", lambda v: True, "where TFDS sets are"
+    "", "a folder, or empty: TFDS's default", files.is_place, "where TFDS sets are"
   ),
   "dataset.validation": _integer(0, 0, "how many training images are held out to choose by"),
   "dataset.preprocessing": _one_of(
@@ -191,7 +192,7 @@ KEYS: dict[str, Key] = {
   "rule.start_from": Key(
     "",
     "a run's folder, or empty",
-    lambda v: True,
+    files.is_place,
     "the run, under any rule, whose newest weights this one begins with",
   ),
   "alignment.every_steps": _integer(

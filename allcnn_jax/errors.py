@@ -1,8 +1,10 @@
 """The exceptions that are the user's to mend."""
 
+import contextlib
 import difflib
 import errno
-from collections.abc import Iterable
+import sys
+from collections.abc import Iterable, Iterator
 
 
 class UsageError(ValueError):
@@ -35,9 +37,28 @@ def is_full(error: Exception) -> bool:
   return getattr(error, "errno", None) in _NO_SPACE or any(x in str(error) for x in said)
 
 
-def is_denied(error: OSError) -> bool:
-  """Whether the system refused a file or folder for want of space or of the right to it."""
-  return is_full(error) or error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+# What a file or folder is refused for, beside space: no right to it, or the one stands for the other.
+_DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
+_STORE = "tensorflow.python.framework.errors_impl"  # whose errors an object store's are
+
+
+def is_denied(error: Exception) -> bool:
+  """Whether the system or an object store refused a file or folder."""
+  if isinstance(error, OSError):
+    return is_full(error) or error.errno in _DENIED or isinstance(error, IsADirectoryError)
+  return type(error).__module__ == _STORE
+
+
+@contextlib.contextmanager
+def one_line(program: str) -> Iterator[None]:
+  """Ends a command that was used wrongly, or was refused a file, as the launcher does."""
+  try:
+    yield
+  except Exception as error:
+    if not (isinstance(error, UsageError) or is_denied(error)):
+      raise
+    print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
 
 
 def unwritable(what: str, error: OSError) -> UsageError:

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import types
 import uuid
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from etils import epath
 
 from allcnn_jax.errors import UsageError, unwritable
+
+Kind = type | types.UnionType  # what `isinstance` takes
 
 
 def write(path: epath.PathLike, content: bytes) -> None:
@@ -28,6 +31,15 @@ def write(path: epath.PathLike, content: bytes) -> None:
 def is_bucket(path: epath.PathLike) -> bool:
   """Whether it is in an object store: without locks, and without files that are renamed or linked."""
   return "://" in str(path)
+
+
+def is_place(path: epath.PathLike) -> bool:
+  """Whether it can name a file or folder: a path, or "gs://..." and the like, but no other "x://"."""
+  try:
+    epath.Path(path)
+  except KeyError:
+    return False
+  return True
 
 
 def inside(folder: epath.PathLike) -> list[epath.Path]:
@@ -94,6 +106,35 @@ def write_json(path: epath.PathLike, values: Any, told: str) -> None:
 def _is_kept(path: epath.Path) -> bool:
   """Whether it is written into as it is: a link, a pipe, or /dev/stdout, which is either."""
   return os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path))
+
+
+def read_json(path: epath.PathLike, needed: Mapping[str, Kind]) -> dict[str, Any]:
+  """The JSON object in a file.
+
+  Args:
+    path: of the file.
+    needed: what it must have, of which types.
+
+  Raises:
+    UsageError: it is damaged.
+  """
+  try:
+    return json_object(epath.Path(path).read_text(), needed)
+  except ValueError as error:
+    raise UsageError(f"{path} is damaged: {error}.") from None
+
+
+def json_object(text: str, needed: Mapping[str, Kind]) -> dict[str, Any]:
+  """The JSON object that a text is; likewise, but ValueError says what is wrong."""
+  values = json.loads(text)
+  if not isinstance(values, dict):
+    raise ValueError(f"it holds a {type(values).__name__}, not an object")
+  for name, kind in needed.items():
+    if name not in values:
+      raise ValueError(f"it has no {name!r}")
+    if not isinstance(values[name], kind):
+      raise ValueError(f"{name!r} is {values[name]!r}")
+  return values
 
 
 def json_values(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -171,7 +171,7 @@ def _subject(config, *table):
     np.array([100, 110, 120], np.float32), np.array([50, 60, 70], np.float32)
   )
   classes = tuple(f"class {i}" for i in range(10))
-  trained = evaluate.Trained(config, net, variables, standardize, (32, 32, 3), classes, 0)
+  trained = evaluate.Trained(config, net, variables, standardize, (32, 32, 3), classes, 96, 0)
   return subject.Subject(trained, (32, 32, 3))
 
 

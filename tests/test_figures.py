@@ -55,6 +55,18 @@ def test_files_are_whole_and_the_page_holds_every_figure(tmp_path):
     assert image.info["dpi"] == pytest.approx((200, 200), abs=0.1)
 
 
+def test_pictures_of_others_are_left_out(tmp_path):
+  directory = epath.Path(tmp_path) / "figures"
+  figures.write(sheet(), directory)
+  for name, content in (("a", b""), ("b", b"PK"), ("c", b"\x80\x04N."), ("d", None)):
+    (directory / f"{name}.png").write_bytes((directory / "figure9.png").read_bytes())
+    (directory / f"{name}.npz").write_bytes(content or b"")
+  np.savez(directory / "d.npz", title=np.ones(3))
+  (directory / "e.png").write_bytes(b"no picture")
+  (directory / "e.npz").write_bytes((directory / "figure9.npz").read_bytes())
+  assert [x.name for x in figures.written(directory)] == ["figure9"]
+
+
 def test_what_fails_writes_nothing(tmp_path, monkeypatch):
   def fail(*_):
     raise UsageError("no")

@@ -71,6 +71,16 @@ BAD = [  # (words, what the line must say)
   (["train", QUICK, "--workdir={run}", "--confg=3"], "confg"),
   (["train", QUICK, "--workdir={run}", "now"], "'now' is no flag"),
   (["train", QUICK, "--workdir=/dev/null/run"], "/dev/null/run"),
+  (["train", QUICK, "--workdir=gcs://bucket/run"], "a bucket is gs://"),
+  (["train", QUICK, QUICK, "--workdir={run}"], "--config is given twice"),
+  (["describe", QUICK, "--workdir={run}"], "workdir"),
+  (["report", "--workdir={run}", "--output="], "--output= is empty"),
+  (["evaluate", "--workdir={run}", "--split="], "--split= is empty"),
+  (["visualize", "--workdir={run}", "--channels="], "--channels= is empty"),
+  (["benchmark", QUICK, "--config.train.batch_size=4000"], "more than the 1438"),
+  (["benchmark", QUICK, "--config.train.batch_size=0", "--profile={run}/p"], "at least 1"),
+  (["train", QUICK, "--workdir={run}", "--config.dataset.name=huggingface:mnist"], "Unknown"),
+  (["visualize", "--workdir={run}", "--input=a.png", "--input=gcs://b/c.png"], "--input=gcs://"),
   (["evaluate"], "--workdir"),
   (["evaluate", "--workdir={run}"], "no config.json"),
   (["evaluate", "--workdir={run}", "--step=last"], "last"),
@@ -107,6 +117,7 @@ BAD = [  # (words, what the line must say)
       ("seed=-1", "from 0"),
       ("seed=4294967296", "below 2^32"),
       ("model.name=all_cnn", "Did you mean"),
+      ("model.width=1e9", "at most 100"),
       ("model.init=xavier", "lecun_normal"),
       ("model.head=mlp", "conv, dense"),
       ("model.dropout=(1.5,)", "[0, 1)"),
@@ -125,6 +136,7 @@ BAD = [  # (words, what the line must say)
       ("rule.feedback_init=zeros", "fan_out"),
       ("rule.freeze_at=2", "below 1"),
       ("rule.start_from={run}", "no config.json"),
+      ("rule.start_from=gcs://bucket/run", "a run's folder"),
       ("evaluate.every_steps=-5", "at least 0"),
       ("checkpoint.keep=0", "at least 1"),
       ("log.every_steps=0", "at least 1"),
@@ -195,7 +207,9 @@ def test_a_verb_says_what_it_takes(capsys):
   assert "--config=FILE --workdir=DIR" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+@pytest.mark.parametrize(
+  "number", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EISDIR, errno.ENOTDIR, errno.EEXIST]
+)
 def test_what_the_system_refuses_is_one_line(number, monkeypatch, capsys):
   def refuse(words):
     raise OSError(number, os.strerror(number), "a/file")
@@ -210,6 +224,18 @@ def test_what_the_system_refuses_is_one_line(number, monkeypatch, capsys):
   number = errno.EIO  # is no refusal
   with pytest.raises(OSError, match=os.strerror(number)):
     launch.main()
+
+
+def test_what_a_bucket_refuses_is_one_line(monkeypatch, capsys):
+  from tensorflow import errors  # slow to import, and used for buckets alone
+
+  def refuse(words):
+    raise errors.NotFoundError(None, None, "The specified bucket\n does not exist.")
+
+  monkeypatch.setattr(launch, "run", refuse)
+  with pytest.raises(SystemExit, match="2"):
+    launch.main()
+  assert capsys.readouterr().err == "launch.py: The specified bucket does not exist.\n"
 
 
 def test_the_status_says_how_a_verb_ended(monkeypatch):

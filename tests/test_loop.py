@@ -307,3 +307,16 @@ def test_what_a_start_that_was_killed_left_is_no_obstacle(tiny, tmp_path):
 def test_a_file_is_no_folder(tiny, npz):
   with pytest.raises(UsageError, match="is a file"):
     loop.train(tiny, npz)
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "preprocessing/dataset.json"])
+def test_damage_is_refused_before_anything_is_changed(tiny, tmp_path, name):
+  run = tmp_path / "run"
+  tiny.train.steps = 2
+  loop.train(tiny, run)
+  (run / name).write_text("damaged}\n")
+  before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+  tiny.train.steps = 3
+  with pytest.raises(UsageError, match="damaged"):
+    loop.train(tiny, run)
+  assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}

@@ -47,12 +47,17 @@ def test_what_cannot_be_published_is_refused(published):
   run, other = published.parent / "run", published.parent / "other"
   with pytest.raises(UsageError, match="not empty"):
     publish.publish(run, published)
-  said = run / "evaluation.json"
-  said.write_text(said.read_text().replace('"step": 3', '"step": 2'))
-  with pytest.raises(UsageError, match="evaluation is of step 2, its weights are of step 3"):
+  evaluate.from_workdir(run, split="train")
+  with pytest.raises(UsageError, match="evaluate it first"):
     publish.publish(run, other)
-  said.unlink()
-  with pytest.raises(UsageError, match=r"no evaluation\.json: its run has not ended"):
+  config = run / "config.json"
+  config.write_text(config.read_text().replace('"steps": 3', '"steps": 4'))
+  with pytest.raises(UsageError, match="is at step 3 of 4: train it first"):
+    publish.publish(run, other)
+  config.write_text(config.read_text().replace('"steps": 4', '"steps": 3'))
+  evaluate.from_workdir(run)
+  (run / "machine.json").unlink()
+  with pytest.raises(UsageError, match=r"no machine\.json"):
     publish.publish(run, other)
   assert not other.exists()
 

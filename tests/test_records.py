@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import records
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import loop, machine
@@ -39,3 +40,36 @@ def test_a_folder_without_runs_is_refused(tmp_path):
   (tmp_path / "x.json").write_text("{}")
   with pytest.raises(UsageError, match=r"x\.json is no record"):
     records.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+  ("name", "content"),
+  [
+    ("config.json", b"[]"),
+    ("evaluation.json", b""),
+    ("evaluation.json", b"\xff"),
+    ("evaluation.json", b"[1]"),
+    ("evaluation.json", b'{"error": 8.5, "step": 3}'),
+    ("machine.json", b'{"hardware": {}}'),
+    ("metrics.jsonl", b'{"step": 1}\n{"step": "2"}\n'),
+    ("metrics.jsonl", b'{"step": 1, \xff}\n'),
+  ],
+)
+def test_a_damaged_file_of_a_run_is_one_line_that_names_it(tiny, tmp_path, name, content):
+  (tmp_path / "config.json").write_text(config_lib.to_json(tiny))
+  assert len(records.read(tmp_path)) == 1
+  (tmp_path / name).write_bytes(content)
+  with pytest.raises(UsageError, match=name) as error:
+    records.read(tmp_path)
+  assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["config", "metrics", "evaluation"])
+def test_a_damaged_record_is_one_line_that_names_it(tiny, tmp_path, part):
+  whole = {"config": tiny.to_dict(), "metrics": [{"step": 1}], "evaluation": {}}
+  (tmp_path / "a.json").write_text(json.dumps(whole))
+  assert records.read(tmp_path)[0].metrics == [{"step": 1}]
+  for value in (3, [3]):
+    (tmp_path / "a.json").write_text(json.dumps(whole | {part: value}))
+    with pytest.raises(UsageError, match=r"a\.json is no record"):
+      records.read(tmp_path)

@@ -49,6 +49,14 @@ def test_two_runs_are_one_line_in_markdown_json_and_html(two, tmp_path):
   with pytest.raises(UsageError, match=r"TABLE\.md cannot be written"):
     report.report(two, kept / "TABLE.md")
 
+  # The folder itself by another way is no other place.
+  report.report(two, tmp_path / "kept" / ".." / "runs")
+  assert not list(two.glob("run*.json"))
+  (two / "run1").rename(two / "report")
+  with pytest.raises(UsageError, match=r"its record would be report\.json"):
+    report.report(two, tmp_path / "elsewhere")
+  assert not (tmp_path / "elsewhere").exists()
+
 
 def test_broken_runs_are_told(two):
   (two / "run2.broken").write_text("RuntimeError: no memory\n")

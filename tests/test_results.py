@@ -2,9 +2,11 @@
 
 import pathlib
 
+import pytest
 from test_tables import run
 
 from allcnn_jax.analysis import results
+from allcnn_jax.errors import UsageError
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -14,6 +16,11 @@ def test_every_table_is_the_one_that_its_records_make():
   assert {"README.md", "results/README.md"} <= {str(p.relative_to(ROOT)) for p in made}
   for path, text in made.items():
     assert path.read_text() == text, f"{path}: run python -m allcnn_jax.analysis.results"
+
+
+def test_a_folder_that_is_not_the_project_is_refused(tmp_path):
+  with pytest.raises(UsageError, match=r"no README\.md"):
+    results.generated(tmp_path)
 
 
 def test_a_run_that_several_sweeps_have_counts_once():

@@ -239,6 +239,15 @@ def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
     go(declared, tmp_path)
 
 
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"table": ""}'])
+def test_a_damaged_sweep_is_one_line_and_stays_as_it_is(declared, trainer, tmp_path, content):
+  (tmp_path / "s").mkdir()
+  (tmp_path / "s" / sweep.FILE).write_bytes(content)
+  with pytest.raises(UsageError, match=r"sweep\.json is damaged"):
+    go(declared, tmp_path / "s")
+  assert [p.read_bytes() for p in (tmp_path / "s").iterdir()] == [content]
+
+
 def test_jobs_of_an_array_that_begin_together_are_one_sweep(
   declared, trainer, tmp_path, monkeypatch
 ):

@@ -1,7 +1,7 @@
 import jax
 import numpy as np
 import pytest
-import safetensors
+import safetensors.numpy
 
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import weights
@@ -27,3 +27,13 @@ def test_damage_is_one_line_that_names_the_file(tmp_path):
     with pytest.raises(UsageError, match=r"w\.safetensors is damaged") as error:
       weights.load(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "step", [np.float32("nan"), np.int64(1 << 40), np.int32([1, 2]), np.int32(-1)]
+)
+def test_a_step_that_is_none_is_damage(tmp_path, step):
+  arrays = {"params/w": np.ones(9), "step": np.asarray(step)}
+  (tmp_path / "w.safetensors").write_bytes(safetensors.numpy.save(arrays))
+  with pytest.raises(UsageError, match="damaged"):
+    weights.load(tmp_path / "w.safetensors")

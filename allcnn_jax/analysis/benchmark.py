@@ -62,6 +62,7 @@ class Rounds:
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate = _RATE
     sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
+    parts.steps(config, sizes.train - config.dataset.validation)  # a batch of more is refused
     self.image = parts.image(config)
     self.recipe = recipe = parts.recipe(config, sizes.classes, _EXAMPLES)
     self.data = data = _random_images(config, self.image, sizes)
@@ -145,9 +146,9 @@ def benchmark(
   """
   if output is not None:
     files.check_file(output, f"--output={output}")
+  run = Rounds(config)
   if profile is not None:
     files.make_folder(profile, f"--profile={profile}")
-  run = Rounds(config)
   with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
     for _ in range(_WARM):  # the caches and clocks are warm from here on
       run.seconds()

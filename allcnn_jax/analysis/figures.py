@@ -8,6 +8,7 @@ import functools
 import io
 import itertools
 import textwrap
+import zipfile
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -17,7 +18,7 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from allcnn_jax import files
 from allcnn_jax.analysis import (
@@ -128,15 +129,21 @@ def write(sheet: Sheet | alignment.Chart, directory: epath.Path) -> list[epath.P
 
 
 def written(directory: epath.Path, place: str = "") -> list[page.Figure]:
-  """All figures in a folder, by name; `place` is the way to it from where the page will be."""
+  """All figures in a folder, by name; `place` is the way to it from where the page will be.
+
+  Pictures that `write` did not make are left out.
+  """
   figures = []
   for path in sorted(directory.glob("*.png")):
     arrays = path.with_suffix(".npz")
     if arrays.exists():
-      with np.load(io.BytesIO(arrays.read_bytes())) as archive:
-        title, caption = str(archive["title"]), str(archive["caption"])
-      png = path.read_bytes()
-      width = round(Image.open(io.BytesIO(png)).width * 96 / charts.DPI)
+      try:
+        with np.load(io.BytesIO(arrays.read_bytes())) as archive:
+          title, caption = str(archive["title"]), str(archive["caption"])
+        png = path.read_bytes()
+        width = round(Image.open(io.BytesIO(png)).width * 96 / charts.DPI)
+      except (ValueError, KeyError, EOFError, zipfile.BadZipFile, UnidentifiedImageError):
+        continue
       figures.append(page.Figure(place + path.stem, title, caption, png, width))
   return figures
 

@@ -14,7 +14,7 @@ from allcnn_jax.training import evaluate, reporting, sweep
 
 # What a report writes into a folder of records, and a sweep into its own.
 REPORT = "report.json"
-_NO_RECORDS = (REPORT, sweep.FILE)
+NO_RECORDS = (REPORT, sweep.FILE)
 _MACHINE = ("command", "environment", "hardware", "versions", "commit", "date")
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", *config_lib.QUIET)
@@ -142,31 +142,33 @@ def read(folder: epath.PathLike) -> list[Record]:
     return [_of_workdir(folder)]
   inside = sorted(folder.iterdir()) if folder.is_dir() else []
   runs = [_of_workdir(x) for x in inside if (x / "config.json").exists()]
-  runs += [_of_file(x) for x in inside if x.suffix == ".json" and x.name not in _NO_RECORDS]
+  runs += [_of_file(x) for x in inside if x.suffix == ".json" and x.name not in NO_RECORDS]
   if not runs:
     raise UsageError(f"{folder} is no run's folder, and holds neither runs nor their records.")
   return runs
 
 
 def _of_workdir(workdir: epath.Path) -> Record:
-  result, kept = workdir / "evaluation.json", workdir / "machine.json"
+  kept = workdir / "machine.json"
   return Record(
     evaluate.read_config(workdir),
     # Rounded as its file has them, so that both make the same table.
     [{k: _short(v) for k, v in line.items()} for line in reporting.read(workdir)],
-    json.loads(result.read_text()) if result.exists() else {},
-    json.loads(kept.read_text()) if kept.exists() else {},
+    evaluate.read(workdir),
+    files.read_json(kept, {"hardware": dict, "versions": dict}) if kept.exists() else {},
     workdir.name or workdir.resolve().name,
   )
 
 
 def _of_file(path: epath.Path) -> Record:
   try:
-    values = json.loads(path.read_text())
+    needed = {"config": dict, "metrics": list, "evaluation": dict}
+    values = files.json_object(path.read_text(), needed)
     config = config_lib.from_json(json.dumps(values["config"]))
+    metrics = [reporting.line(json.dumps(x)) for x in values["metrics"]]
     kept = {k: values[k] for k in _MACHINE if k in values}
-    return Record(config, values["metrics"], values["evaluation"], kept, path.stem)
-  except (ValueError, KeyError, TypeError) as error:
+    return Record(config, metrics, values["evaluation"], kept, path.stem)
+  except ValueError as error:
     raise UsageError(f"{path} is no record of a run: {error}") from None
 
 

@@ -39,12 +39,13 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   broken = [f"{p.stem}: {p.read_text().strip()}" for p in sorted(source.glob("*.broken"))]
   made = of_folder(source, runs)._replace(broken=broken)
   paths = []
-  if place != source:
+  apart = place.resolve() != source.resolve()
+  if apart:
     paths += _keep(source, runs, place)
   files.make_folder(place, f"--output={place}")
   drawn = [p for chart in curves(runs) for p in figures.write(chart, place / "figures")]
   pictures = figures.written(place / "figures", "figures/")
-  if place == source:
+  if not apart:
     for folder in sorted(source.glob("*/figures")):
       pictures += figures.written(folder, f"{folder.parent.name}/figures/")
   for name, text in (
@@ -62,7 +63,7 @@ def of_folder(folder: epath.PathLike, runs: Sequence[records.Record]) -> Made:
   path = epath.Path(folder) / sweep.FILE
   if not path.exists():
     return tables.make(runs)
-  plan = json.loads(path.read_text())
+  plan = sweep.read(folder)
   units = list(plan["units"])
 
   def place(run: records.Record) -> int:
@@ -80,10 +81,13 @@ def _keep(
   folders = [source if one else source / run.name for run in runs]
   if not all(folder.is_dir() for folder in folders):
     raise UsageError(f"--output={place}: {source} holds records already; copy them there.")
+  paths = [place / f"{run.name}.json" for run in runs]
+  for path in paths:
+    if path.name in records.NO_RECORDS:
+      raise UsageError(f"{source / path.stem}: its record would be {path.name}: rename the folder.")
   files.make_folder(place, f"--output={place}")
   if (source / sweep.FILE).exists():
     files.write(place / sweep.FILE, (source / sweep.FILE).read_bytes())
-  paths = [place / f"{run.name}.json" for run in runs]
   for folder, path in zip(folders, paths):
     records.write(folder, path)
   return paths

@@ -6,24 +6,31 @@ Rewrites the TABLE.md of every folder of records that has one, results/README.md
 between `<!-- results -->` marks in README.md.
 """
 
+import argparse
 import re
-import sys
 
 from etils import epath
 
 from allcnn_jax import files
 from allcnn_jax.analysis import printed, records, report, tables
+from allcnn_jax.errors import UsageError, one_line
 
 _HEAD = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
 def generated(root: epath.PathLike) -> dict[epath.Path, str]:
-  """The text of every file that is made from the records under `root`/results."""
+  """The text of every file that is made from the records under `root`/results.
+
+  Raises:
+    UsageError: the project is not there, or a record is damaged.
+  """
   root = epath.Path(root)
+  readme = root / "README.md"
+  if not readme.exists() or not (root / "results").is_dir():
+    raise UsageError(f"{root} has no README.md and results/.")
   folders = sorted(x.parent for x in (root / "results").glob(f"*/{report.TABLE}"))
   runs = {folder: records.read(folder) for folder in folders}
   made = {folder: report.of_folder(folder, found) for folder, found in runs.items()}
-  readme = root / "README.md"
   head = _head([run for found in runs.values() for run in found])
   return {
     **{folder / report.TABLE: report.markdown(x) for folder, x in made.items()},
@@ -69,7 +76,15 @@ def _measured(x: tables.Line) -> str:
   return f"{x.error:.2f} %{spread}"
 
 
+def main():
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("root", nargs="?", default=".", help="the project's folder")
+  flags = parser.parse_args()
+  with one_line("results"):
+    for path, text in generated(flags.root).items():
+      files.write(path, text.encode())
+      print(path)
+
+
 if __name__ == "__main__":
-  for path, text in generated(sys.argv[1] if sys.argv[1:] else ".").items():
-    files.write(path, text.encode())
-    print(path)
+  main()

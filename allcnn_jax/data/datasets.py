@@ -25,6 +25,7 @@ from tqdm import tqdm
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError, unknown
 
+_MOST_CLASSES = 1_000_000  # of arrays of the user's own: more are labels of another kind
 _SPLIT_SEED = 0  # Which images are held out never depends on a run's seed.
 
 
@@ -290,14 +291,17 @@ def _npz(path: str) -> dict[str, Dataset]:
     images, labels = arrays[f"{split}_images"], arrays[f"{split}_labels"]
     if images.ndim == 3:
       images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    kind, form = images.dtype, images.shape
+    if kind != np.uint8 or len(form) != 4 or form[-1] not in (1, 3) or 0 in form[1:]:
       raise UsageError(
         f"npz:{path}: {split}_images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), "
-        f"not {images.dtype} {images.shape}."
+        f"not {kind} {form}."
       )
-    whole = np.issubdtype(labels.dtype, np.integer)
-    if not whole or labels.shape != images.shape[:1] or labels.min(initial=0) < 0:
-      raise UsageError(f"npz:{path}: {split}_labels must be {len(images)} integers from 0.")
+    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == images.shape[:1]
+    if not whole or labels.min(initial=0) < 0 or labels.max(initial=0) >= _MOST_CLASSES:
+      raise UsageError(
+        f"npz:{path}: {split}_labels must be {len(images)} integers from 0, below {_MOST_CLASSES}."
+      )
     splits[split] = Dataset(images, labels.astype(np.int32), ())
   count = 1 + max(int(data.labels.max(initial=0)) for data in splits.values())
   classes = tuple(str(i) for i in range(count))
@@ -309,6 +313,8 @@ def _builder(name: str, data_dir: str) -> Any:
   import tensorflow_datasets as tfds  # slow to import, and not needed for arrays
 
   try:
+    if ":" in name:
+      raise ValueError("TFDS would ask others for it, over a network")
     if not (_place(data_dir) / name).exists():
       tfds.builder_cls(name)  # unlike `tfds.builder`, asks no network for an unknown name
     return tfds.builder(name, data_dir=str(_place(data_dir)))

@@ -91,6 +91,30 @@ def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
   files.write_json(path, files.json_values(values), str(path))
 
 
+def read(workdir: epath.PathLike) -> dict[str, Any]:
+  """What `write` wrote; empty if nothing has been evaluated.
+
+  Raises:
+    UsageError: it is damaged.
+  """
+  path = epath.Path(workdir) / "evaluation.json"
+  needed = {"dataset": str, "split": str, "error": float | None, "step": int, "status": str}
+  return files.read_json(path, needed) if path.exists() else {}
+
+
+def of_training(
+  workdir: epath.PathLike, config: ml_collections.ConfigDict, steps: int
+) -> dict[str, Any] | None:
+  """What a run of so many steps came to; None if it has not ended.
+
+  Nor if `evaluate` has been here since, with another split or set, or views.
+  """
+  found = read(workdir)
+  own = {"dataset": config.dataset.name, "split": parts.eval_split(config)}
+  ended = found.get("step") == steps or found.get("status") == "diverged"
+  return found if ended and own.items() <= found.items() and not found.get("views") else None
+
+
 def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   """The config of the run in a folder.
 
@@ -116,6 +140,7 @@ class Trained(NamedTuple):
     preprocessor: what is done to raw images first.
     image: height, width and channels of the network's input.
     classes: their names.
+    examples: how many images it was trained on.
     step: of the checkpoint.
   """
 
@@ -125,6 +150,7 @@ class Trained(NamedTuple):
   preprocessor: preprocessing.Preprocessor
   image: tuple[int, int, int]
   classes: tuple[str, ...]
+  examples: int
   step: int
 
 
@@ -145,9 +171,8 @@ def restore(workdir: epath.PathLike, step: int | None = None) -> Trained:
   like = jax.eval_shape(lambda: step_lib.init(recipe, image[2])).replace(opt_state=None)
   state = checkpoints.Checkpoints(workdir).restore(like, step)
   net = parts.network(config, num_classes)
-  return Trained(
-    config, net, state.variables, fitted.preprocessor, image, fitted.classes, int(state.step)
-  )
+  known = (fitted.preprocessor, image, fitted.classes, fitted.examples)
+  return Trained(config, net, state.variables, *known, int(state.step))
 
 
 def from_workdir(

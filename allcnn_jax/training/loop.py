@@ -25,13 +25,13 @@ from allcnn_jax.training import (
   measurements,
   optimizer,
   parts,
+  reporting,
   sharding,
   sources,
   weights,
 )
 from allcnn_jax.training import lock as lock_lib
 from allcnn_jax.training import step as step_lib
-from allcnn_jax.training.reporting import Reporter, Silent
 
 
 class Outcome(NamedTuple):
@@ -112,6 +112,9 @@ class _Run:
     else:
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
+    reporting.read(workdir)  # damaged files are found while nothing has been changed
+    if preprocessing.saved(parts.preprocessing_of(workdir)):
+      preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(workdir))
     sharding.wait_for_all("the folder has been looked at")
     if sharding.is_first():
       _make_workdir(config, workdir, lock, trains=self.step < self.total)
@@ -194,15 +197,15 @@ class _Run:
     waits = self.config.checkpoint.least_seconds
     return sharding.first_says(time.monotonic() - saved >= waits)
 
-  def _reporter(self, step: int) -> Reporter | Silent:
+  def _reporter(self, step: int) -> reporting.Reporter | reporting.Silent:
     """Of the first process, which writes for all."""
     if not sharding.is_first():
-      return Silent()
-    return Reporter(
+      return reporting.Silent()
+    return reporting.Reporter(
       self.workdir, step, self.total, self.steps_per_epoch, self.config.train.batch_size
     )
 
-  def _evaluate(self, report: Reporter, step: int) -> evaluate.Scores:
+  def _evaluate(self, report: reporting.Reporter, step: int) -> evaluate.Scores:
     scores = evaluate.evaluate(
       self.recipe.net,
       self.recipe.size,
@@ -214,14 +217,14 @@ class _Run:
     report.evaluation(step, self.split, scores.loss, scores.error)
     return scores
 
-  def _measure(self, report: Reporter, step: int) -> None:
+  def _measure(self, report: reporting.Reporter, step: int) -> None:
     """Measures how errors align, on the same images each time: the first ones, unaugmented."""
     batch = self.train_images.first(self.config.train.batch_size)
     found = measurements.measure(self.recipe, self.state.variables, batch)
     values = {name: float(value) for name, value in found.items()}
     report.alignment(step, {name: x for name, x in values.items() if math.isfinite(x)})
 
-  def _finish(self, report: Reporter, step: int, scores: evaluate.Scores) -> Outcome:
+  def _finish(self, report: reporting.Reporter, step: int, scores: evaluate.Scores) -> Outcome:
     values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)
     evaluate.write(self.workdir, values)
     if values["status"] == "dead":
@@ -234,7 +237,7 @@ class _Run:
     )
     return Outcome(values["status"], step)
 
-  def _diverged(self, report: Reporter, step: int) -> Outcome:
+  def _diverged(self, report: reporting.Reporter, step: int) -> Outcome:
     kept = self.checkpoints.steps()
     report.note(
       f"The loss is not finite at step {step}: the run has diverged. "

@@ -8,13 +8,12 @@ file of weights stands in the place of checkpoints.
 """
 
 import argparse
-import json
 
 from etils import epath
 
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import evaluate, parts, weights
 
 _KEPT = ("config.json", "evaluation.json", "machine.json")
@@ -28,20 +27,20 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
     output: the folder to make.
 
   Raises:
-    UsageError: the run has not ended, its evaluation is of other weights, or something is in the
-      folder.
+    UsageError: the run has not ended, was evaluated otherwise since, or something is in the folder.
   """
   workdir, output = epath.Path(workdir), epath.Path(output)
   trained = evaluate.restore(workdir)
+  _, steps = parts.steps(trained.config, trained.examples)
+  if trained.step != steps:
+    raise UsageError(f"--workdir={workdir} is at step {trained.step} of {steps}: train it first.")
+  if evaluate.of_training(workdir, trained.config, steps) is None:
+    raise UsageError(
+      f"--workdir={workdir} has no evaluation like training's own: evaluate it first."
+    )
   for name in _KEPT:
     if not (workdir / name).exists():
-      raise UsageError(f"--workdir={workdir} has no {name}: its run has not ended.")
-  evaluated = json.loads((workdir / "evaluation.json").read_text())["step"]
-  if evaluated != trained.step:
-    raise UsageError(
-      f"--workdir={workdir}: its evaluation is of step {evaluated}, its weights are of step "
-      f"{trained.step}: evaluate it first."
-    )
+      raise UsageError(f"--workdir={workdir} has no {name}.")
   if files.inside(output):
     raise UsageError(f"--output={output} is not empty: choose another folder.")
   files.make_folder(output, f"--output={output}")
@@ -56,10 +55,8 @@ def main():
   parser.add_argument("--workdir", required=True, help="the run's folder")
   parser.add_argument("--output", required=True, help="the folder to make, pretrained/NAME")
   flags = parser.parse_args()
-  try:
+  with one_line("publish"):
     publish(flags.workdir, flags.output)
-  except UsageError as error:
-    parser.error(str(error))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from allcnn_jax import files
+from allcnn_jax.errors import UsageError
 
 
 class Reporter:
@@ -135,10 +136,25 @@ def note(text: str) -> None:
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
-  """The whole lines of a run's `metrics.jsonl`; none if it has not begun."""
-  path = epath.Path(workdir) / "metrics.jsonl"
-  lines = path.read_text().splitlines() if path.exists() else []
-  return [json.loads(line) for line in lines if line.endswith("}")]  # one may be cut by a kill
+  """The whole lines of a run's `metrics.jsonl`; none if it has not begun.
+
+  Raises:
+    UsageError: one is damaged.
+  """
+  path, found = epath.Path(workdir) / "metrics.jsonl", []
+  lines = path.read_bytes().splitlines() if path.exists() else []
+  for i, text in enumerate(lines, 1):
+    if text.endswith(b"}"):  # one may be cut by a kill
+      try:
+        found.append(line(text.decode()))
+      except ValueError as error:
+        raise UsageError(f"{path} is damaged ({error}): remove its line {i}.") from None
+  return found
+
+
+def line(text: str) -> dict[str, Any]:
+  """A line of `metrics.jsonl`; ValueError if it is none."""
+  return files.json_object(text, {"step": int})
 
 
 def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:

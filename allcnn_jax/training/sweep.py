@@ -21,7 +21,7 @@ from allcnn_jax import files
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import Hindered, UsageError, unknown
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import loop, parts, reporting, sharding
+from allcnn_jax.training import evaluate, loop, parts, reporting, sharding
 
 FILE = "sweep.json"
 # What a file of configs/ may say of its sweep.
@@ -197,14 +197,8 @@ class _Sweep:
 
   def _result(self, run: Run, unit: str) -> dict[str, Any] | None:
     """What a run came to; None if it has not ended."""
-    path = self.workdir / run.name / "evaluation.json"
-    if not path.exists():
-      return None
-    result, config = json.loads(path.read_text()), run.config
-    ended = result["status"] == "diverged" or result["step"] == self.costs[unit].steps(run)
-    # `evaluate` may have been here since, with another split or set, or views.
-    own = (result["split"], result["dataset"]) == (parts.eval_split(config), config.dataset.name)
-    return result if ended and own and not result.get("views") else None
+    steps = self.costs[unit].steps(run)
+    return evaluate.of_training(self.workdir / run.name, run.config, steps)
 
   def _mark(self, run: Run) -> epath.Path:
     return self.workdir / f"{run.name}.broken"
@@ -318,7 +312,7 @@ def _claim(plan: Plan, workdir: epath.Path) -> None:
   # Looked at before the file is asked for: the other jobs of an array may write it meanwhile.
   others = [p for p in files.inside(workdir) if not p.name.endswith(".writing")]
   if (workdir / FILE).exists():
-    theirs = json.loads((workdir / FILE).read_text())
+    theirs = read(workdir)
     for key, ours in _told(values).items():
       if key not in _told(theirs) or _told(theirs)[key] != ours:
         raise UsageError(
@@ -330,9 +324,19 @@ def _claim(plan: Plan, workdir: epath.Path) -> None:
   files.write_json(workdir / FILE, values, f"--workdir={workdir}")
 
 
+def read(workdir: epath.PathLike) -> dict[str, Any]:
+  """The file of the sweep in a folder.
+
+  Raises:
+    UsageError: it is damaged.
+  """
+  path = epath.Path(workdir) / FILE
+  return files.read_json(path, {"table": str, "rates": list, "units": dict})
+
+
 def _told(values: dict[str, Any]) -> dict[str, Any]:
   """What must stay the same in a sweep's file."""
-  flat = {k: values[k] for k in ("rates", "held_out")} | {"units": list(values["units"])}
+  flat = {k: values.get(k) for k in ("rates", "held_out")} | {"units": list(values["units"])}
   for name, unit in values["units"].items():
     for key, value in config_lib.leaves(unit):
       if key not in config_lib.QUIET:

@@ -33,7 +33,9 @@ def load(path: epath.PathLike) -> tuple[PyTree, int]:
   path = epath.Path(path)
   try:
     arrays = safetensors.numpy.load(path.read_bytes())
-    step = int(arrays.pop(_STEP))
-  except (safetensors.SafetensorError, KeyError, TypeError) as error:
+    step = arrays.pop(_STEP)
+    if (step.shape, step.dtype) != ((), np.int32) or step < 0:
+      raise ValueError(f"its step is {step}, of type {step.dtype}")
+    return traverse_util.unflatten_dict(arrays, sep="/"), int(step)
+  except (safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
     raise UsageError(f"{path} is damaged ({error}).") from None
-  return traverse_util.unflatten_dict(arrays, sep="/"), step
