@@ -119,14 +119,13 @@ def read_json(path: epath.PathLike, needed: Mapping[str, Kind]) -> dict[str, Any
     UsageError: it is damaged.
   """
   try:
-    return json_object(epath.Path(path).read_text(), needed)
+    return checked(json.loads(epath.Path(path).read_text()), needed)
   except ValueError as error:
     raise UsageError(f"{path} is damaged: {error}.") from None
 
 
-def json_object(text: str, needed: Mapping[str, Kind]) -> dict[str, Any]:
-  """The JSON object that a text is; likewise, but ValueError says what is wrong."""
-  values = json.loads(text)
+def checked(values: Any, needed: Mapping[str, Kind]) -> dict[str, Any]:
+  """The same values; ValueError where they are no JSON object, or not one with what it must have."""
   if not isinstance(values, dict):
     raise ValueError(f"it holds a {type(values).__name__}, not an object")
   for name, kind in needed.items():

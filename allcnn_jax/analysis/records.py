@@ -163,9 +163,9 @@ def _of_workdir(workdir: epath.Path) -> Record:
 def _of_file(path: epath.Path) -> Record:
   try:
     needed = {"config": dict, "metrics": list, "evaluation": dict}
-    values = files.json_object(path.read_text(), needed)
+    values = files.checked(json.loads(path.read_text()), needed)
     config = config_lib.from_json(json.dumps(values["config"]))
-    metrics = [reporting.line(json.dumps(x)) for x in values["metrics"]]
+    metrics = [files.checked(x, reporting.LINE) for x in values["metrics"]]
     kept = {k: values[k] for k in _MACHINE if k in values}
     return Record(config, metrics, values["evaluation"], kept, path.stem)
   except ValueError as error:

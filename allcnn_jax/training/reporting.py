@@ -15,6 +15,9 @@ from tqdm import tqdm
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError
 
+# What each line of `metrics.jsonl` has.
+LINE = {"step": int}
+
 
 class Reporter:
   """Tells how a run goes: a bar on a terminal, plain lines elsewhere, and two files.
@@ -146,15 +149,10 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   for i, text in enumerate(lines, 1):
     if text.endswith(b"}"):  # one may be cut by a kill
       try:
-        found.append(line(text.decode()))
+        found.append(files.checked(json.loads(text), LINE))
       except ValueError as error:
         raise UsageError(f"{path} is damaged ({error}): remove its line {i}.") from None
   return found
-
-
-def line(text: str) -> dict[str, Any]:
-  """A line of `metrics.jsonl`; ValueError if it is none."""
-  return files.json_object(text, {"step": int})
 
 
 def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
