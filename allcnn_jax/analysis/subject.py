@@ -1,7 +1,8 @@
 """What a figure is about: a trained network, and images as it sees them and as people do."""
 
 import dataclasses
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageOps
 
 from allcnn_jax.analysis import saliency
-from allcnn_jax.data import augmentation, datasets, preprocessing, stream
+from allcnn_jax.data import augmentation, datasets, preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
 from allcnn_jax.training import evaluate, parts
@@ -72,8 +73,10 @@ class Subject:
     name, held_out, data_dir = parts.data_set(config)
     if not datasets.varies(name, data_dir):
       return InMemory(parts.read_images(config, split).images)
+    from allcnn_jax.data import stream  # a set that is held in memory needs no Grain
+
     streamed = stream.Stream(name, split, validation=held_out, data_dir=data_dir)
-    return FromStream(streamed, self.stored[:2])
+    return FromStream(functools.partial(streamed.central, self.stored[:2]))
 
   def photo(self, path: epath.PathLike) -> UInt8[np.ndarray, "1 h w c"]:
     """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that."""
@@ -111,24 +114,27 @@ class FromStream:
 
   What cannot be read is left out. How many there are, and which number is which, is known once
   `batches` has been gone through.
+
+  Args:
+    central: `stream.Stream.central` of one size.
   """
 
-  def __init__(self, source: stream.Stream, size: tuple[int, int]):
-    self._source, self._size, self._rows = source, size, []
+  def __init__(self, central: Callable[..., Iterator[tuple[np.ndarray, np.ndarray]]]):
+    self._central, self._rows = central, []
 
   def __len__(self) -> int:
     return len(self._rows)
 
   def batches(self, n: int) -> Iterator[UInt8[np.ndarray, "m h w c"]]:
     self._rows = []
-    for images, rows in self._source.central(self._size, n):
+    for images, rows in self._central(n):
       self._rows.extend(rows)
       if len(rows):
         yield images
 
   def take(self, numbers: Int[np.ndarray, " m"]) -> UInt8[np.ndarray, "m h w c"]:
     rows, places = np.unique(np.array(self._rows)[numbers], return_inverse=True)
-    return np.concatenate([x for x, _ in self._source.central(self._size, rows=rows)])[places]
+    return np.concatenate([x for x, _ in self._central(rows=rows)])[places]
 
 
 def load(workdir: epath.PathLike, step: int | None = None) -> Subject:
