@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -137,10 +139,11 @@ def test_images_keep_their_type_where_draws_are_wider(kind):
 
 def test_graham_s_colours_change_each_channel_by_a_plane_and_a_gain(key):
   images = jax.random.normal(key, (64, 12, 12, 3))
-  found = augmentation.Graham(0.0, 0.0, 0, (25.5, 0.15, 2.4, 2.4))._recolour(key, images)
-  i, j = np.meshgrid(np.arange(12) - 5.5, np.arange(12) - 5.5, indexing="ij")
+  moved = jax.random.randint(key, (64, 2), -9, 10).astype(jnp.float32)
+  found = augmentation.Graham()._recolour(key, images, moved)
   drawn = []
-  for x, y in zip(np.asarray(images), np.asarray(found)):
+  for x, y, centre in zip(np.asarray(images), np.asarray(found), np.asarray(moved)):
+    i, j = np.meshgrid(*(np.arange(12) - 5.5 - m for m in centre), indexing="ij")
     for c in range(3):
       terms = np.stack([np.ones(144), i.ravel(), j.ravel(), x[..., c].ravel()], axis=1)
       fitted, rest, *_ = np.linalg.lstsq(terms, (y - x)[..., c].ravel(), rcond=None)
@@ -148,6 +151,21 @@ def test_graham_s_colours_change_each_channel_by_a_plane_and_a_gain(key):
       drawn.append(fitted * [128, 128, 128, 1])
   deviations = np.std(drawn, axis=0) / [25.5, 2.4, 2.4, 0.15]
   assert ((deviations > 0.8) & (deviations < 1.2)).all()  # 192 draws: 4 deviations
+
+
+def test_graham_s_colours_leave_grey_as_it_is(key):
+  """Around the image, and where all of a pixel's channels are within two levels of it."""
+  graham = augmentation.Graham()
+  dull = jnp.full((64, 8, 8, 3), 1.9 / 128)
+  np.testing.assert_array_equal(graham._recolour(key, dull, jnp.zeros((64, 2))), dull)
+  bright = dull.at[:, 3, 4, 1].set(2.1 / 128)
+  changed = graham._recolour(key, bright, jnp.zeros((64, 2))) != bright
+  assert changed[:, 3, 4].all()
+  assert changed.sum() == 64 * 3
+  on_canvas = jax.jit(graham, static_argnums=2)(key, dull + 1, (126, 126))
+  plain = dataclasses.replace(graham, colour=(0.0, 0.0, 0.0, 0.0))
+  around = np.asarray(jax.jit(plain, static_argnums=2)(key, dull + 1, (126, 126))) == 0
+  np.testing.assert_array_equal(np.asarray(on_canvas)[around], 0)
 
 
 def test_graham_s_maps_stay_within_their_limits(key):

@@ -125,12 +125,13 @@ class Graham:
   Springenberg et al. 2015, 3.2.3, name Graham 2014, "Fractional max-pooling", for it; the text
   gives no numbers. The defaults are those of his program for CIFAR-10 (SparseConvNet,
   cifar10big.cpp). Each image is flipped with probability one half, stretched along both axes,
-  then sheared along one of them or rotated, then moved by whole pixels. Before that each
-  channel's values x, from -1 to 1 around grey, become
+  then sheared along one of them or rotated, then moved by whole pixels. Last, each channel's
+  values x, from -1 to 1 around grey, become
 
     x + (a + c i + d j) / 128 + b x
 
-  at (row i, column j) from the centre, with normal a, b, c and d drawn for each channel.
+  at (row i, column j) of the canvas from the image's centre, with normal a, b, c and d drawn for
+  each channel; pixels within two levels of grey in all channels stay.
 
   Attributes:
     stretch: the largest change of a side's length, as a share.
@@ -148,14 +149,10 @@ class Graham:
     """Images of `size` from smaller ones of (raw - 128) / 128, zeros around them."""
     colours, shapes, shifts = jax.random.split(key, 3)
     moved = jax.random.randint(shifts, (len(images), 2), -self.shift, self.shift + 1)
+    moved = moved.astype(jnp.float32)
     window = tuple(map(self._window, images.shape[1:3], size))  # all beyond it is grey
-    warped = warp(
-      self._recolour(colours, images),
-      self.inverse(shapes, len(images)),
-      moved.astype(jnp.float32),
-      window,
-    )
-    return center(warped, size)
+    warped = warp(images, self.inverse(shapes, len(images)), moved, window)
+    return center(self._recolour(colours, warped, moved), size)
 
   def _window(self, side: int, size: int) -> int:
     """How much of the canvas an image of `side` can reach; the canvas's centre is also its."""
@@ -163,13 +160,16 @@ class Graham:
     window = min(2 * math.ceil(reach), size)
     return window + (size - window) % 2
 
-  def _recolour(self, key: Key[Array, ""], images: Images) -> Images:
+  def _recolour(self, key: Key[Array, ""], images: Images, moved: Float[Array, "n 2"]) -> Images:
     n, h, w, c = images.shape
     deviations = jnp.array(self.colour, jnp.float32)[:, None, None, None, None]
     a, b, by_row, by_column = deviations * jax.random.normal(key, (4, n, 1, 1, c), jnp.float32)
-    i = (jnp.arange(h, dtype=jnp.float32) - (h - 1) / 2)[None, :, None, None]
-    j = (jnp.arange(w, dtype=jnp.float32) - (w - 1) / 2)[None, None, :, None]
-    return images + (a + by_row * i + by_column * j) / 128 + b * images
+    rows, columns = (jnp.arange(side, dtype=jnp.float32) - (side - 1) / 2 for side in (h, w))
+    i = (rows[None] - moved[:, :1])[:, :, None, None]
+    j = (columns[None] - moved[:, 1:])[:, None, :, None]
+    colour = (a + by_row * i + by_column * j) / 128 + b * images
+    grey = (jnp.abs(images) <= 2 / 128).all(axis=-1, keepdims=True)
+    return images + jnp.where(grey, 0, colour)
 
   def inverse(self, key: Key[Array, ""], n: int) -> Float[Array, "n 2 2"]:
     """n random maps from the canvas back to the image: the inverses of the skew, then of the stretch."""
