@@ -100,7 +100,7 @@ KEYS: dict[str, Key] = {
   "model.dropout_after": _one_of(
     "printed",
     architectures.DROPOUTS,
-    "where the second rate drops: as the table has it, after all layers but the last, or 1x1 ones",
+    "where the second rate drops: as in the table, and after all inner layers too, or 1x1 ones",
   ),
   "model.stride_padding": _one_of(
     "caffe", architectures.STRIDE_PADDINGS, "3x3 at stride 2 pads (1, 1), or (0, 1) as XLA's SAME"

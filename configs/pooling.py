@@ -4,9 +4,9 @@
   python launch.py sweep --config=configs/pooling.py:mnist --workdir=DIR
 
 On CIFAR-10: model C with max, average and p = 2 pooling (Eq. 1), Strided-CNN-C, ConvPool-CNN-C and
-All-CNN-C, at the paper's rate. With `mnist`: a small network of unpadded 3x3 convolutions and a
-dense head, downsampled by max, average or stride, or not at all (30,976 values and 15.8 M head
-weights); minutes a run on a CPU.
+All-CNN-C, at 0.05, one of the paper's four rates. With `mnist`: a small network of unpadded 3x3
+convolutions and a dense head, downsampled by max, average or stride, or not at all (30,976 values
+and 15.9 M head weights); minutes a run on a CPU.
 """
 
 import ml_collections

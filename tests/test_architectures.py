@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -211,22 +210,24 @@ def test_too_small_an_image_is_refused():
 
 
 @pytest.mark.parametrize("name", ["model_c", "strided_cnn_b", "all_cnn_a"])
-def test_dropout_may_stand_after_all_layers_or_the_1x1_ones(name):
-  def kinds(where, **choices):
+def test_dropout_may_stand_after_more_layers_than_the_table_has_it(name):
+  def layers(where, **choices):
+    """Each layer but dropout, and the rate by which what comes out of it is dropped."""
     table = architectures.resolve(name, 10, dropout_after=where, **choices).table
-    return [(type(x).__name__, getattr(x, "kernel", 0), getattr(x, "rate", 0)) for x in table]
+    rates = [getattr(x, "rate", 0.0) for x in (*table[1:], None)]
+    assert table[0].rate == 0.2
+    return [(x, rate) for x, rate in zip(table, rates) if not isinstance(x, Dropout)]
 
-  printed = [x for x in kinds("printed") if x[0] != "Dropout"]
   for where in ("all", "1x1"):
-    found = kinds(where)
-    assert [x for x in found if x[0] != "Dropout"] == printed  # nothing else moves
-    assert found[0] == ("Dropout", 0, 0.2)
-    for layer, after in itertools.pairwise(found[1:]):
-      last = after[0] == "GlobalAverage"
-      wanted = layer[0] == "Conv" and not last and (where == "all" or layer[1] == 1)
-      assert (after == ("Dropout", 0, 0.5)) == wanted
-  dense = [x[0] for x in kinds("all", head="dense")]
-  assert dense[-2:] == ["Dropout", "Dense"]  # no dropout on the scores
+    for (layer, rate), (printed, printed_rate) in zip(
+      layers(where), layers("printed"), strict=True
+    ):
+      assert layer == printed  # nothing else moves
+      inner = isinstance(layer, Conv) and layer.features != 10
+      more = inner and (where == "all" or layer.kernel == 1)
+      assert rate == (0.5 if more else printed_rate)
+  *_, (before, rate), (scores, after) = layers("all", head="dense")
+  assert (type(before), rate, type(scores), after) == (Dense, 0.5, Dense, 0.0)
 
 
 def test_dropout_elsewhere_needs_a_rate_for_the_input_and_one_for_the_rest():

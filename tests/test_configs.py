@@ -160,3 +160,10 @@ def test_get_config_needs_no_argument_and_survives_json(name):
   get_config = importlib.import_module(f"configs.{name}").get_config
   assert all(p.default is not p.empty for p in inspect.signature(get_config).parameters.values())
   json.loads(config_lib.to_json(config_lib.complete(get_config())))
+
+
+def test_a_dense_head_s_scores_have_no_relu():
+  for unit in importlib.import_module("configs.side_experiments").get_sweep()["units"]:
+    net = parts.network(config_lib.complete(unit), 10)
+    *_, last = (x for x in net.table if hasattr(x, "features"))
+    assert last.relu == (unit.model.get("head", "conv") == "conv")

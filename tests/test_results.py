@@ -40,6 +40,6 @@ def test_only_a_run_that_repeats_the_experiment_stands_at_the_head():
 def test_of_the_fast_recipe_the_most_often_run_stands_at_the_head_then_the_best():
   muon = {"optimizer__name": "muon", "dataset__augment": "shift_flip", "train__epochs": 24}
   runs = [run(9.5, **muon), run(9.0, optimizer__learning_rate=0.03, **muon)]
-  assert "come to 9.00 % in 24 epochs instead of 350 (n=1)" in results._head(runs)
+  assert "come to 9.00 % in 24 epochs instead of 350 (n=1;" in results._head(runs)
   runs += [run(9.7, seed=1, **muon)]
-  assert "come to 9.60 % ± 0.14 in 24 epochs instead of 350 (n=2)" in results._head(runs)
+  assert "come to 9.60 % ± 0.14 in 24 epochs instead of 350 (n=2;" in results._head(runs)

@@ -124,12 +124,18 @@ def test_a_difference_is_given_only_where_the_paper_s_experiment_was_repeated():
     {"model__dropout": (0.2, 0.4)},
     {"model__final_relu": False},
     {"rule__start_from": "elsewhere"},
+    {"optimizer__learning_rate": 0.002},  # none of the four that it searched
   ],
 )
 def test_another_protocol_is_not_the_paper_s_experiment(keys):
   (said,) = line([run(**keys)], "All-CNN-C").unlike
   (key,) = keys
   assert said.startswith(key.replace("__", "."))
+
+
+def test_each_rate_of_the_paper_s_four_is_its_experiment():
+  for rate in (0.25, 0.1, 0.05, 0.01):
+    assert line([run(optimizer__learning_rate=rate)], "All-CNN-C").unlike == ()
 
 
 def test_no_dropout_given_is_the_paper_s():

@@ -173,14 +173,22 @@ def trials(made: Made) -> Grid:
     "last epoch",
   ]
   rows = [
-    [x.name, x.data, f"{x.rate:g}", _two(x.error), str(x.n), _not_counted(x), _plain(x.epoch)]
+    [
+      x.name,
+      x.data,
+      f"{x.optimizer} {x.rate:g}",
+      _two(x.error),
+      str(x.n),
+      _not_counted(x),
+      _plain(x.epoch),
+    ]
     for x in made.trials
   ]
   return [header, *rows] if rows else []
 
 
 def _cells(x: Line) -> Sequence[str]:
-  rate = "" if x.rate is None else f"{x.rate:g}"
+  rate = "" if x.rate is None else f"{x.optimizer} {x.rate:g}"
   if x.rates:
     rate += f" of {', '.join(f'{r:g}' for r in x.rates)}"
   return (
@@ -200,7 +208,7 @@ def _cells(x: Line) -> Sequence[str]:
     _plain(x.epoch_seconds),
     _plain(x.seconds),
     ", ".join(map(str, x.measured_with)),
-    ", ".join(x.unlike),
+    "not compared" if x.unlike is None else ", ".join(x.unlike),
   )
 
 

@@ -40,12 +40,14 @@ class Line(NamedTuple):
     parameters: of the network.
     printed_parameters: the paper's.
     multiply_adds: of a forward pass over one image.
+    optimizer: its name.
     rate: learning rate at the start.
     rates: those that it was chosen from.
     epoch_seconds: time of an epoch's training steps, the median speed; the mean over runs.
     seconds: time of a run's training steps, the mean over runs.
     measured_with: numbers of `Made.machines`.
-    unlike: in which keys the runs are not the paper's experiment, with their values.
+    unlike: in which keys the runs are not the paper's experiment, with their values; None where
+      they stand in no printed row.
     seeds: of the runs that count.
   """
 
@@ -65,12 +67,13 @@ class Line(NamedTuple):
   parameters: int | None = None
   printed_parameters: str = ""
   multiply_adds: int | None = None
+  optimizer: str = ""
   rate: float | None = None
   rates: tuple[float, ...] = ()
   epoch_seconds: float | None = None
   seconds: float | None = None
   measured_with: tuple[int, ...] = ()
-  unlike: tuple[str, ...] = ()
+  unlike: tuple[str, ...] | None = ()
   seeds: tuple[int, ...] = ()
 
 
@@ -212,7 +215,8 @@ def _unlike(
   if not values["model.dropout"] and "model.dropout" in row.like:
     values["model.dropout"] = architectures.ARCHITECTURES[config.model.name].dropout  # the paper's
   asked = {k: v for k, v in row.like.items() if keys is None or k in keys}
-  return tuple(f"{k} {values[k]}" for k, v in asked.items() if values[k] != v)
+  allowed = {k: v if isinstance(v, frozenset) else (v,) for k, v in asked.items()}
+  return tuple(f"{k} {values[k]}" for k, v in allowed.items() if values[k] not in v)
 
 
 def _line(
@@ -227,7 +231,7 @@ def _line(
   good = [r for r in members if r.status == "ok"]
   errors = [r.evaluation["error"] for r in good]
   error = statistics.mean(errors) if errors else None
-  printed, unlike = (row.error, _unlike(row, config)) if row else (None, ())
+  printed, unlike = (row.error, _unlike(row, config)) if row else (None, None)
   parameters, multiply_adds = _cost(config)
   timed = [r for r in good if r.seconds]
   data = (config.dataset.name, config.dataset.augment)
@@ -247,6 +251,7 @@ def _line(
     parameters=parameters,
     printed_parameters=row.parameters if row else "",
     multiply_adds=multiply_adds,
+    optimizer=config.optimizer.name,
     rate=config.optimizer.learning_rate,
     rates=_tried(config, held_out),
     epoch_seconds=statistics.mean(map(_epoch_seconds, timed)) if timed else None,

@@ -296,6 +296,7 @@ def all_conv(table: Table) -> Table:
 def pooled(table: Table) -> Table:
   """[S15] 3.4: each strided convolution runs at stride 1, then max-pooling takes the stride.
 
+  The windows are as large as the stride, 2x2 in the paper's words, our reading of its 4 in conv1.
   The weights of a trained strided network fit the result unchanged. Max-pooling has switches,
   which the deconvnet's way back needs. A window that may reach over the far edge keeps the size
   of every map: n dense positions give floor((n - 1) / stride) + 1, with and without the pool.
@@ -322,14 +323,16 @@ def dense_head(table: Table) -> Table:
 
 
 def dropped_after(table: Table, only_1x1: bool) -> Table:
-  """[S15] footnote 4's side experiment: dropout after every layer but the last, or 1x1 ones."""
+  """[S15] footnote 4's side experiment: dropout after all inner layers with weights, or 1x1 ones.
+
+  It comes beside the dropout that the table has.
+  """
   layers: list[Layer] = []
-  for layer in table:
-    if isinstance(layer, Dropout) and layer != _IN:
-      continue
+  for layer, after in zip(table, (*table[1:], None)):
     layers.append(layer)
     inner = getattr(layer, "features", CLASSES) != CLASSES  # has weights, and is not the last
-    if inner and (not only_1x1 or getattr(layer, "kernel", 0) == 1):
+    dropped = isinstance(after, Dropout)
+    if inner and not dropped and (not only_1x1 or getattr(layer, "kernel", 0) == 1):
       layers.append(_MID)
   return tuple(layers)
 
@@ -390,8 +393,8 @@ def resolve(
       convolution whose weights cross no channels, [S15] footnote 1), "stride" (`strided`),
       "none" (no downsampling at all, strides included), or a number p >= 1 for a p-norm.
     dropout: a rate for each of the table's dropout levels; None: the paper's.
-    dropout_after: where the dropout after the input's is: where the table has it ("printed"), after
-      every layer but the last ("all"), or after 1x1 convolutions but the last ("1x1").
+    dropout_after: where the table has dropout ("printed"), and beside that after every other layer
+      with weights but the last ("all"), or after 1x1 convolutions but the last ("1x1").
     stride_padding: a strided convolution pads both sides alike ("caffe"), or as little as its
       output size needs, the odd pixel at the far edge ("same").
     final_relu: whether the last layer has a ReLU; None: as in the table.

@@ -201,7 +201,7 @@ class Layer(NamedTuple):
     kernel: shape of its forward weights.
     input: shape of its input, without the number of images.
     output: of its output, likewise.
-    n_out: how many outputs one input goes into.
+    n_out: how many outputs one input goes into, at a stride of 1.
     n_in: how many inputs one output is made from.
   """
 
