@@ -33,13 +33,6 @@ def measured(value):
   return {f"{name}/{layer}": value + 1 for name in names for layer in ("conv10", "conv2", "dense1")}
 
 
-def test_a_curve_is_the_mean_and_deviation_over_seeds_by_hand():
-  line = alignment.curve("fa", [run(), run(seed=1, scale=3.0)], "train_error")
-  np.testing.assert_allclose(line.x, [1, 2])
-  np.testing.assert_allclose(line.y, [20, 40])
-  np.testing.assert_allclose(line.spread, [np.sqrt(200), np.sqrt(800)])
-
-
 @pytest.mark.parametrize("figure", ["fa2", "fa3"])
 def test_backpropagation_alone_has_no_figure_of_its_own_errors(figure):
   with pytest.raises(UsageError, match="Only runs under backpropagation"):
@@ -73,8 +66,8 @@ def test_runs_of_another_length_are_another_curve():
 def test_layers_stand_in_the_order_of_the_network():
   chart = alignment.angles([run(), run("bp")])
   assert [p.title for p in chart.panels] == ["fa"]  # backpropagation's own angle says nothing
-  assert [line.label for line in chart.panels[0].lines] == ["conv2", "conv10", "dense1"]
-  np.testing.assert_allclose(chart.panels[0].lines[0].y, [1, 11, 21])
+  assert [curve.label for curve in chart.panels[0].curves] == ["conv2", "conv10", "dense1"]
+  np.testing.assert_allclose(chart.panels[0].curves[0].y, [1, 11, 21])
 
 
 def test_every_chart_is_drawn_and_written_with_its_numbers(tmp_path):
@@ -99,11 +92,27 @@ def test_a_chart_has_ink_of_each_line():
     assert (image == orange).all(-1).any()
 
 
+def test_learning_curves_leave_dead_runs_out_where_others_are_there():
+  dead, alone = run(seed=1, scale=50.0), run("bp", scale=2.0)
+  for x in (dead, alone):
+    x.evaluation["status"] = "dead"
+  chart = alignment.learning([run(), dead, alone])
+  assert [[c.y.tolist() for c in panel.curves] for panel in chart.panels] == [
+    [[10, 20], [20, 40]],
+    [[20, 40], [40, 80]],
+  ]
+  assert chart.caption.endswith(
+    "dead and diverged runs are left out where others are there. Runs: fa: 1, bp: 1."
+  )
+
+
 def test_runs_without_measurements_are_refused_with_the_key(tmp_path):
   bare = run()._replace(metrics=[{"step": 1, "train_error": 1.0, "epoch": 0.1}])
   for name in ("fa2", "fa3", "fa5"):
     with pytest.raises(UsageError, match=r"alignment\.every_steps=N"):
       alignment.CHARTS[name]([bare])
+  with pytest.raises(UsageError, match="no learning curves"):
+    alignment.learning([bare])
   with pytest.raises(UsageError, match="holds neither runs"):
     figures.visualize(tmp_path, "fa3")
   assert not list(tmp_path.iterdir())

@@ -76,7 +76,7 @@ def test_curves_at_several_rates_are_told_apart():
   runs = [record(optimizer__learning_rate=rate) for rate in (0.03, 0.05)]
   (chart,) = report.curves(runs)
   for panel in chart.panels:
-    assert [line.label.rpartition(" ")[2] for line in panel.lines] == ["0.03)", "0.05)"]
+    assert [curve.label.rpartition(" ")[2] for curve in panel.curves] == ["0.03)", "0.05)"]
 
 
 def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
@@ -85,7 +85,7 @@ def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
   dead.evaluation["status"] = "dead"
   trial = record(dataset__validation=10)
   chart, held_out = report.curves([*runs, dead, trial])
-  assert [len(panel.lines) for panel in held_out.panels] == [1, 1]
-  assert [len(panel.lines) for panel in chart.panels] == [6, 6, 2, 2]
-  narrow = chart.panels[0].lines[0]
+  assert [len(panel.curves) for panel in held_out.panels] == [1, 1]
+  assert [len(panel.curves) for panel in chart.panels] == [6, 6, 2, 2]
+  narrow = chart.panels[0].curves[0]
   assert narrow.y.max() == runs[0].series("train_error")[1][-1]

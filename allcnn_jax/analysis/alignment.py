@@ -5,64 +5,17 @@ that differ in their seed only are averaged.
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
-import numpy as np
-
-from allcnn_jax.analysis import records
+from allcnn_jax.analysis import chart, records
+from allcnn_jax.analysis.chart import Chart, Panel, curve
 from allcnn_jax.analysis.records import Group, Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
 
 
-class Line(NamedTuple):
-  """A curve with its standard deviation over n runs (0 for one run)."""
-
-  label: str
-  x: np.ndarray
-  y: np.ndarray
-  spread: np.ndarray
-
-
-class Panel(NamedTuple):
-  """Curves in one pair of axes."""
-
-  title: str
-  ylabel: str
-  lines: Sequence[Line]
-  logarithmic: bool = False
-
-
-class Chart(NamedTuple):
-  """A whole figure: panels side by side, over epochs."""
-
-  name: str
-  title: str
-  caption: str
-  panels: Sequence[Panel]
-
-  @property
-  def arrays(self) -> dict[str, np.ndarray]:
-    """The raw numbers: for each curve its epochs, values and standard deviations, (3, points)."""
-    return {
-      f"{i}.{panel.title}.{line.label}": np.stack([line.x, line.y, line.spread])
-      for i, panel in enumerate(self.panels)
-      for line in panel.lines
-    }
-
-
 def groups(runs: Sequence[Record]) -> list[Group]:
   """Runs of one config but for the seed, each with its rule's name and what tells it from others."""
   return records.groups(runs, by=("rule.name",))
-
-
-def curve(label: str, runs: Sequence[Record], name: str) -> Line:
-  """The mean and the standard deviation of one number over epochs, where all runs have it."""
-  series = [dict(zip(*r.series(name))) for r in runs]
-  steps = sorted(set.intersection(*(set(s) for s in series)))
-  values = np.array([[s[step] for step in steps] for s in series])
-  spread = values.std(axis=0, ddof=1) if len(runs) > 1 else np.zeros(len(steps))
-  return Line(label, np.array(steps) / runs[0].steps_per_epoch, values.mean(axis=0), spread)
 
 
 def _layers(runs: Sequence[Record], what: str) -> list[str]:
@@ -135,17 +88,18 @@ def angles(runs: Sequence[Record]) -> Chart:
 
 
 def learning(runs: Sequence[Record]) -> Chart:
-  """[M18] Fig. 4, in our reading: the learning curves of the rules."""
-  panels = [
-    Panel(title, "error, %", [curve(label, members, name) for label, members in groups(runs)], True)
-    for title, name in (("training", "train_error"), ("evaluation", "eval_error"))
-  ]
-  counts = ", ".join(f"{label}: {len(members)}" for label, members in groups(runs))
+  """[M18] Fig. 4, in our reading: the learning curves of the rules.
+
+  Raises:
+    UsageError: no run has errors both of training and of evaluation.
+  """
+  panels, means = chart.learning(groups(runs), most=len(runs), logarithmic=True)
+  if not panels:
+    raise UsageError("No run has been trained and evaluated: there are no learning curves.")
   return Chart(
     "fa4",
     "Learning curves",
-    "Error over epochs (our reading of Moskovitz et al. 2018, Fig. 4); the mean over runs that "
-    f"differ in their seed, shaded by their standard deviation. Runs: {counts}.",
+    f"Error over epochs (our reading of Moskovitz et al. 2018, Fig. 4); {means}",
     panels,
   )
 

@@ -9,7 +9,7 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from allcnn_jax.analysis.alignment import Chart, Panel
+from allcnn_jax.analysis.chart import Chart, Panel
 
 DPI, FONT = 200, "DejaVu Sans"  # the font comes with matplotlib
 _COLUMNS = 4
@@ -23,7 +23,7 @@ def draw(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
   rows = math.ceil(len(chart.panels) / columns)
   width, height = max(_SIZE[0] * columns, 6.4), _SIZE[1] * rows
   caption = textwrap.wrap(chart.caption, int(width * 17))
-  labels = {tuple(line.label for line in panel.lines) for panel in chart.panels}
+  labels = {tuple(curve.label for curve in panel.curves) for panel in chart.panels}
   shared = len(labels) == 1
   legend, abreast = 0.0, columns
   if shared:
@@ -55,11 +55,12 @@ def draw(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
 
 
 def _panel(axes, panel: Panel) -> None:
-  for line in panel.lines:
-    (drawn,) = axes.plot(line.x, line.y, label=line.label, linewidth=1, marker=".", markersize=2)
-    if line.spread.any():
-      low, high = line.y - line.spread, line.y + line.spread
-      axes.fill_between(line.x, low, high, color=drawn.get_color(), alpha=0.2, linewidth=0)
+  for curve in panel.curves:
+    x, y, spread = curve.x, curve.y, curve.spread
+    (drawn,) = axes.plot(x, y, label=curve.label, linewidth=1, marker=".", markersize=2)
+    if spread.any():
+      color = drawn.get_color()
+      axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
   if panel.logarithmic:
     axes.set_yscale("log")
   axes.set_title(textwrap.fill(panel.title, 36), fontsize=8)

@@ -32,6 +32,7 @@ from allcnn_jax.analysis import (
   three_ways,
   ways_back,
 )
+from allcnn_jax.analysis.chart import Chart
 from allcnn_jax.analysis.sheet import Block, Picture, Row, Sheet
 from allcnn_jax.errors import UsageError, unknown
 
@@ -110,10 +111,10 @@ def visualize(
   return write(sheet, epath.Path(workdir) / "figures")
 
 
-def write(sheet: Sheet | alignment.Chart, directory: epath.Path) -> list[epath.Path]:
+def write(sheet: Sheet | Chart, directory: epath.Path) -> list[epath.Path]:
   """Writes NAME.npz, NAME.png and the page of all figures, each under its name only when whole."""
   drawn = io.BytesIO()
-  image = charts.draw(sheet) if isinstance(sheet, alignment.Chart) else draw(sheet)
+  image = charts.draw(sheet) if isinstance(sheet, Chart) else draw(sheet)
   Image.fromarray(image).save(drawn, "png", dpi=(charts.DPI, charts.DPI), optimize=True)
   arrays = io.BytesIO()
   np.savez_compressed(arrays, title=sheet.title, caption=sheet.caption, **sheet.arrays)

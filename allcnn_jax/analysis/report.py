@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from etils import epath
 
 from allcnn_jax import files
-from allcnn_jax.analysis import alignment, figures, page, records, tables
+from allcnn_jax.analysis import chart, figures, page, records, tables
+from allcnn_jax.analysis.chart import Chart
 from allcnn_jax.analysis.tables import Line, Made
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import sweep
@@ -43,7 +44,7 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   if apart:
     paths += _keep(source, runs, place)
   files.make_folder(place, f"--output={place}")
-  drawn = [p for chart in curves(runs) for p in figures.write(chart, place / "figures")]
+  drawn = [p for x in curves(runs) for p in figures.write(x, place / "figures")]
   pictures = figures.written(place / "figures", "figures/")
   if not apart:
     for folder in sorted(source.glob("*/figures")):
@@ -93,7 +94,7 @@ def _keep(
   return paths
 
 
-def curves(runs: Sequence[records.Record]) -> list[alignment.Chart]:
+def curves(runs: Sequence[records.Record]) -> list[Chart]:
   """Learning curves of the runs, and of those on held-out images, if there are any of either."""
   held_out = [r for r in runs if r.config.dataset.validation]
   finals = [r for r in runs if not r.config.dataset.validation]
@@ -105,30 +106,17 @@ def curves(runs: Sequence[records.Record]) -> list[alignment.Chart]:
       records.groups(held_out, ("model.name", "optimizer.learning_rate")),
     ),
   ]
-  return [chart for chart in charts if chart.panels]
+  return [x for x in charts if x.panels]
 
 
-def _curves(name: str, title: str, groups: Sequence[records.Group]) -> alignment.Chart:
+def _curves(name: str, title: str, groups: Sequence[records.Group]) -> Chart:
   """Training and evaluation error over epochs, `_CURVES` configs a panel."""
-  found = []
-  for label, members in groups:
-    alive = [r for r in members if r.status == "ok"] or members
-    if all(r.series("train_error")[0] and r.series("eval_error")[0] for r in alive):
-      found.append((label, alive))
-  panels = []
-  for first in range(0, len(found), _CURVES):
-    for of, what in (("training", "train_error"), ("evaluation", "eval_error")):
-      lines = [
-        alignment.curve(label, alive, what) for label, alive in found[first : first + _CURVES]
-      ]
-      panels.append(alignment.Panel(of, "error, %", lines))
-  counts = ", ".join(f"{label}: {len(alive)}" for label, alive in found)
-  return alignment.Chart(
+  panels, means = chart.learning(groups, _CURVES)
+  return Chart(
     name,
     title,
-    "Error over epochs: the mean over runs that differ in their seed, shaded by their standard "
-    "deviation; dead and diverged runs are left out where others are there. Training errors are "
-    f"those of the steps since the last line, with dropout and augmentation. Runs: {counts}.",
+    f"Error over epochs: {means} Training errors are those of the steps since the last line, with "
+    "dropout and augmentation.",
     panels,
   )
 
