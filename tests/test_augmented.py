@@ -1,7 +1,8 @@
 import jax.numpy as jnp
 import numpy as np
 
-from allcnn_jax.analysis import augmented, gallery
+from allcnn_jax.analysis import augmented
+from allcnn_jax.analysis.subject import Request
 from allcnn_jax.data import augmentation, preprocessing
 from allcnn_jax.training import parts
 
@@ -9,7 +10,7 @@ from allcnn_jax.training import parts
 def sheet_of(subject, **dataset):
   for key, value in dataset.items():
     subject.trained.config.dataset[key] = value
-  return augmented.figure(gallery.Request(lambda: subject))
+  return augmented.figure(Request(lambda: subject))
 
 
 def test_sixty_four_augmented_images_beside_what_is_evaluated(strided):

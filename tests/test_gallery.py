@@ -9,18 +9,19 @@ import pytest
 
 from allcnn_jax.analysis import gallery, saliency
 from allcnn_jax.analysis import subject as subject_lib
+from allcnn_jax.analysis.subject import Request
 from allcnn_jax.data import stream
 from allcnn_jax.errors import UsageError
 
 
 def test_figure_1_is_the_paper_s():
-  arrays = gallery.figure1(gallery.Request(None)).arrays
+  arrays = gallery.figure1(Request(None)).arrays
   np.testing.assert_array_equal(arrays["output"], [[1, 0, 5], [2, 0, 0], [0, 2, 4]])
   np.testing.assert_array_equal(arrays["guided"], [[0, 0, 0], [6, 0, 0], [0, 0, 3]])
 
 
 def test_figure_2_of_the_first_layer_is_its_kernels(strided):
-  sheet = gallery.figure2(gallery.Request(lambda: strided))
+  sheet = gallery.figure2(Request(lambda: strided))
   kernel = np.asarray(strided.variables["params"]["conv1"]["kernel"])  # (h, w, in, out)
   undone = np.moveaxis(kernel, -1, 0) * strided.trained.preprocessor.deviation
   np.testing.assert_allclose(sheet.arrays["conv1"], undone, rtol=1e-5)
@@ -29,14 +30,14 @@ def test_figure_2_of_the_first_layer_is_its_kernels(strided):
 
 
 def test_figure_2_needs_no_image_and_so_goes_through_no_switches(pooling):
-  sheet = gallery.figure2(gallery.Request(lambda: pooling))
+  sheet = gallery.figure2(Request(lambda: pooling))
   assert [b.title.split(",")[0] for b in sheet.blocks] == ["conv1"]
   with pytest.raises(UsageError, match="conv2 is no convolution or lies above a max-pooling"):
-    gallery.figure2(gallery.Request(lambda: pooling, layer="conv2"))
+    gallery.figure2(Request(lambda: pooling, layer="conv2"))
 
 
 def test_figure_2_of_chosen_filters(strided):
-  request = gallery.Request(lambda: strided, layer="conv2", channels=(3, 1))
+  request = Request(lambda: strided, layer="conv2", channels=(3, 1))
   sheet = gallery.figure2(request)
   everything = gallery.figure2(request._replace(channels=())).arrays["conv2"]
   np.testing.assert_array_equal(sheet.arrays["conv2"], everything[[3, 1]])
@@ -45,7 +46,7 @@ def test_figure_2_of_chosen_filters(strided):
 
 def test_figure_3_shows_the_patches_of_a_full_search(strided):
   (images,) = strided.data(None).batches(1000)
-  sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,)))
+  sheet = gallery.figure3(Request(lambda: strided, layer="conv2", channels=(4,)))
   inputs = strided.inputs(images)
   maps = strided.net.apply(strided.variables, jnp.asarray(inputs), return_activations=True)[1]
   best = np.asarray(maps["conv2"])[..., 4].max(axis=(1, 2))
@@ -66,7 +67,7 @@ def test_figure_3_shows_the_patches_of_a_full_search(strided):
 
 
 def test_figure_3_by_default_takes_the_strongest_filters_of_the_last_wide_layer(strided):
-  sheet = gallery.figure3(gallery.Request(lambda: strided))
+  sheet = gallery.figure3(Request(lambda: strided))
   assert sheet.name == "figure3_conv3"
   means = sheet.arrays["all_values"].mean(axis=1)
   assert set(sheet.arrays["channels"]) == set(np.argsort(-means)[:4].tolist())
@@ -79,7 +80,7 @@ def test_figure_3_believes_no_patch_that_does_not_replay(strided, monkeypatch):
   replay = gallery.patches.replay
   monkeypatch.setattr(gallery.patches, "replay", wrong)
   with pytest.raises(RuntimeError, match="do not activate it as recorded"):
-    gallery.figure3(gallery.Request(lambda: strided, layer="conv1"))
+    gallery.figure3(Request(lambda: strided, layer="conv1"))
 
 
 @pytest.mark.parametrize("figure", [gallery.figure2, gallery.figure3])
@@ -87,15 +88,15 @@ def test_wrong_layers_and_channels_are_one_line(strided, figure):
   with pytest.raises(
     UsageError, match=r"Unknown layer 'conv9'.*conv1, conv2, conv3, conv4, logits"
   ):
-    figure(gallery.Request(lambda: strided, layer="conv9"))
+    figure(Request(lambda: strided, layer="conv9"))
   with pytest.raises(UsageError, match="Channel 5 of conv2: it has 5, 0 to 4"):
-    figure(gallery.Request(lambda: strided, layer="conv2", channels=(5,)))
+    figure(Request(lambda: strided, layer="conv2", channels=(5,)))
 
 
 def test_a_set_smaller_than_ten(strided, monkeypatch):
   few = strided.data(None).take(np.arange(3))
   monkeypatch.setattr(type(strided), "data", lambda self, split: subject_lib.InMemory(few))
-  sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv1"))
+  sheet = gallery.figure3(Request(lambda: strided, layer="conv1"))
   assert sheet.arrays["all_values"].shape[1] == 3
   assert sheet.caption.startswith("The 3 images of 3")
 
@@ -107,7 +108,7 @@ def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, phot
   sheets = []
   for images in (stored, streamed):
     monkeypatch.setattr(type(strided), "data", lambda self, split, images=images: images)
-    sheets.append(gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,))))
+    sheets.append(gallery.figure3(Request(lambda: strided, layer="conv2", channels=(4,))))
   a, b = (sheet.arrays for sheet in sheets)
   assert len(stored) == 16
   for name in ("all_images", "all_positions", "images"):
@@ -119,7 +120,7 @@ def test_a_stream_of_which_little_can_be_read(strided, photos, monkeypatch):
   source = stream.Stream("photos", "train", data_dir=photos(damage))
   images = subject_lib.FromStream(source, (32, 32))
   monkeypatch.setattr(type(strided), "data", lambda self, split: images)
-  sheet = gallery.figure3(gallery.Request(lambda: strided, layer="conv2", channels=(4,)))
+  sheet = gallery.figure3(Request(lambda: strided, layer="conv2", channels=(4,)))
   assert sheet.caption.startswith("The 3 images of 3")
   assert np.isfinite(sheet.arrays["all_values"]).all()
 
@@ -127,7 +128,7 @@ def test_a_stream_of_which_little_can_be_read(strided, photos, monkeypatch):
 def test_a_dead_layer_is_drawn_and_called_blank(strided):
   dead = jax.tree.map(jnp.zeros_like, strided.variables)
   subject = dataclasses.replace(strided, trained=strided.trained._replace(variables=dead))
-  sheet = gallery.figure3(gallery.Request(lambda: subject, layer="conv2", channels=(0,)))
+  sheet = gallery.figure3(Request(lambda: subject, layer="conv2", channels=(0,)))
   guided = next(r for r in sheet.blocks[0].rows if r.label == "guided")
   assert guided.end == "blank"
   random = next(r for r in sheet.blocks[0].rows if r.label == "random conv2")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from allcnn_jax.analysis import saliency, three_ways
 from allcnn_jax.analysis import subject as subject_lib
-from allcnn_jax.analysis.gallery import Request
+from allcnn_jax.analysis.subject import Request
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
 

@@ -6,15 +6,16 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from allcnn_jax.analysis import gallery, sheet
+from allcnn_jax.analysis import sheet
 from allcnn_jax.analysis.sheet import Block, Row, Sheet
+from allcnn_jax.analysis.subject import Request
 from allcnn_jax.data import augmentation, preprocessing
 from allcnn_jax.training import sources
 
 _IMAGES, _VIEWS = 8, 8
 
 
-def figure(request: gallery.Request) -> Sheet:
+def figure(request: Request) -> Sheet:
   """The first eight images of the training split, or another, each augmented eight times."""
   trained = request.load().trained
   source = sources.open(trained.config, request.split or "train")

@@ -36,7 +36,7 @@ from allcnn_jax.analysis.chart import Chart
 from allcnn_jax.analysis.sheet import Block, Picture, Row, Sheet
 from allcnn_jax.errors import UsageError, unknown
 
-FIGURES: dict[str, Callable[[gallery.Request], Sheet]] = {
+FIGURES: dict[str, Callable[[subject.Request], Sheet]] = {
   "1": gallery.figure1,
   "2": gallery.figure2,
   "3": gallery.figure3,
@@ -106,7 +106,7 @@ def visualize(
     chart = alignment.CHARTS[figure](records.read(workdir))
     return write(chart, epath.Path(workdir) / "figures")
   load = functools.partial(subject.load, workdir, step)
-  request = gallery.Request(load, layer, tuple(channels), tuple(inputs), split)
+  request = subject.Request(load, layer, tuple(channels), tuple(inputs), split)
   sheet = (FIGURES[figure] if figure else three_ways.photos)(request)
   return write(sheet, epath.Path(workdir) / "figures")
 

@@ -3,45 +3,23 @@
 Each function computes one figure from a request; nothing here draws or writes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from allcnn_jax.analysis import patches, randomization, saliency, sheet
-from allcnn_jax.analysis import subject as subject_lib
+from allcnn_jax.analysis.randomization import Stage
 from allcnn_jax.analysis.sheet import Block, Row, Sheet
+from allcnn_jax.analysis.subject import Request, Subject, default_layer
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, relu
+from allcnn_jax.nets.model import ConvNet
 
 _FILTERS = 4  # of a layer, in Figure 3
 _TOP = 10  # patches of a filter, as in the paper
 _BATCH = 128
 RULE_NAMES = {"backprop": "backpropagation", "deconvnet": "deconvnet", "guided": "guided"}
-CASCADE = (
-  "Below the guided pictures: the same after the weights have been drawn anew, from the top layer "
-  "down to the one named (Adebayo et al. 2018), and Spearman's rank correlation with the trained "
-  "network's picture, signed | of absolute values, inside the receptive field. The nearer to 1, "
-  "the less the picture says about what was learned."
-)
-
-
-class Request(NamedTuple):
-  """What a user asked for.
-
-  Attributes:
-    load: reads the trained network; Figure 1 needs none.
-    layer, channels, inputs, split: as on the command line, None or empty where not given.
-  """
-
-  load: Callable[[], subject_lib.Subject]
-  layer: str | None = None
-  channels: Sequence[int] = ()
-  inputs: Sequence[str] = ()
-  split: str | None = None
-
 
 # Springenberg et al. 2015, Fig. 1b.
 FORWARD = np.array([[1, -1, 5], [2, -5, -7], [-3, 2, 4]], np.float32)
@@ -137,7 +115,7 @@ def figure3(request: Request) -> Sheet:
   """Fig. 3: for each filter of a layer, the image patches that activate it most."""
   subject = request.load()
   net, variables = subject.net, subject.variables
-  layer = request.layer or subject_lib.default_layer(net)
+  layer = request.layer or default_layer(net)
   row = saliency.locate(net, layer, subject.trained.image)
   wanted = channels_of(request, layer, row.size[-1])
   images = subject.data(request.split)
@@ -170,7 +148,7 @@ def figure3(request: Request) -> Sheet:
   for rule in ("deconvnet", "guided"):
     gradient = saliency.attribute(net, variables, inputs, rule=rule, **where)
     arrays[rule] = patches.crop(subject.unwhiten(gradient), row, position)
-  stages = cascade(subject, net, inputs, units, layer)
+  stages = labelled_cascade(subject, net, inputs, units, layer)
 
   blocks = []
   for i, channel in enumerate(channels):
@@ -187,21 +165,21 @@ def figure3(request: Request) -> Sheet:
             sheet.signed_row(
               label,
               patches.crop(subject.unwhiten(stage.pictures[own]), row, position[own]),
-              correlations(stage, own),
+              randomization.correlations(stage, own),
             )
-            for label, stage in stages
+            for label, stage in stages.items()
           ),
         ],
       )
     )
-  arrays |= stage_arrays(stages)
+  arrays |= randomization.stage_arrays(stages.values())
   shape = arrays["images"].shape
   caption = (
     f"The {k} images of {len(images)} that activate each filter most, cut to the {shape[1]}x"
     f"{shape[2]} pixels that the unit sees, its activation below; each was replayed with all else "
     f"blanked, and activates the unit as before (largest difference: {worst:.1g} of the largest "
     f"activation). "
-    f"{sheet.SCALING} {CASCADE}"
+    f"{sheet.SCALING} {randomization.CAPTION}"
   )
   title = f"What activates {layer} of {subject.trained.config.model.name} most"
   return Sheet(f"figure3_{layer}", title, caption, blocks, 2, arrays)
@@ -219,8 +197,14 @@ def channels_of(request: Request, layer: str, count: int) -> list[int]:
   return list(request.channels)
 
 
-def cascade(subject, net, inputs, units, layer: str) -> list[tuple[str, randomization.Stage]]:
-  """The stages of the randomisation with what to call them."""
+def labelled_cascade(
+  subject: Subject,
+  net: ConvNet,
+  inputs: Float[np.ndarray, "n h w c"],
+  units: saliency.Units,
+  layer: str,
+) -> dict[str, Stage]:
+  """The stages of the randomisation of `net`, with the subject's weights, by what to call them."""
   stages = randomization.cascade(
     net,
     subject.variables,
@@ -229,20 +213,4 @@ def cascade(subject, net, inputs, units, layer: str) -> list[tuple[str, randomiz
     jax.random.key(subject.trained.config.seed),
     layer=layer,
   )
-  return [(f"{'random' if i == 0 else 'and'} {s.layer}", s) for i, s in enumerate(stages)]
-
-
-def correlations(stage: randomization.Stage, which: slice = slice(None)) -> list[str]:
-  """The notes below a stage's pictures: both rank correlations of each."""
-  pairs = zip(stage.signed[which], stage.absolute[which])
-  return [" | ".join("off" if np.isnan(v) else f"{v:.2f}" for v in pair) for pair in pairs]
-
-
-def stage_arrays(stages: list[tuple[str, randomization.Stage]]) -> dict[str, np.ndarray]:
-  """The cascade for the npz; pictures in the network's input space."""
-  return {
-    "random_layers": np.array([s.layer for _, s in stages]),
-    "random_pictures": np.stack([s.pictures for _, s in stages]),
-    "random_signed": np.stack([s.signed for _, s in stages]),
-    "random_absolute": np.stack([s.absolute for _, s in stages]),
-  }
+  return {f"{'random' if i == 0 else 'and'} {s.layer}": s for i, s in enumerate(stages)}

@@ -4,6 +4,7 @@ Adebayo et al. 2018, "Sanity checks for saliency maps": the layers get fresh wei
 another, from the top down. A picture that stays alike was not about what the net has learned.
 """
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,12 @@ from jaxtyping import Array, Float
 from allcnn_jax.analysis import patches, saliency
 from allcnn_jax.nets.model import ConvNet
 
+CAPTION = (
+  "Below the guided pictures: the same after the weights have been drawn anew, from the top layer "
+  "down to the one named (Adebayo et al. 2018), and Spearman's rank correlation with the trained "
+  "network's picture, signed | of absolute values, inside the receptive field. The nearer to 1, "
+  "the less the picture says about what was learned."
+)
 _DRAWS = 8
 
 
@@ -100,6 +107,28 @@ def cascade(
     )
     for name, picture in zip(names, pictures)
   ]
+
+
+def correlations(stage: Stage, which: slice = slice(None)) -> list[str]:
+  """The notes below a stage's pictures: both rank correlations of each."""
+  pairs = zip(stage.signed[which], stage.absolute[which])
+  return [" | ".join("off" if np.isnan(v) else f"{v:.2f}" for v in pair) for pair in pairs]
+
+
+def stage_arrays(stages: Iterable[Stage]) -> dict[str, np.ndarray]:
+  """The cascade for the npz, of S stages and N images.
+
+  Returns:
+    random_layers (S,), random_pictures (S, N, H, W, C) in the network's input space,
+    random_signed and random_absolute (S, N).
+  """
+  layers, pictures, signed, absolute = zip(*stages)
+  return {
+    "random_layers": np.array(layers),
+    "random_pictures": np.stack(pictures),
+    "random_signed": np.stack(signed),
+    "random_absolute": np.stack(absolute),
+  }
 
 
 def rank_correlation(a: Float[np.ndarray, " m"], b: Float[np.ndarray, " m"]) -> float:

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +90,21 @@ class Subject:
 
   def _cut(self, shape: tuple[int, ...]) -> tuple[int, int]:
     return self.trained.image[:2] if shape[1:3] == self.stored[:2] else shape[1:3]
+
+
+class Request(NamedTuple):
+  """What a user asked for.
+
+  Attributes:
+    load: reads the trained network; Figure 1 needs none.
+    layer, channels, inputs, split: as on the command line, None or empty where not given.
+  """
+
+  load: Callable[[], Subject]
+  layer: str | None = None
+  channels: Sequence[int] = ()
+  inputs: Sequence[str] = ()
+  split: str | None = None
 
 
 class InMemory:

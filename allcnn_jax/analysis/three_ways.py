@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 
 from allcnn_jax.analysis import gallery, randomization, saliency, sheet
-from allcnn_jax.analysis import subject as subject_lib
-from allcnn_jax.analysis.gallery import Request
+from allcnn_jax.analysis.randomization import Stage
 from allcnn_jax.analysis.sheet import Block, Row, Sheet
+from allcnn_jax.analysis.subject import Request, last_convolution
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 
@@ -21,7 +21,7 @@ _ABREAST = 5  # stages of the cascade side by side, below a photo
 
 def figure4(request: Request) -> Sheet:
   """Fig. 4: the largest activation of the last convolution, by the three ways back."""
-  return _switched(request, "figure4", subject_lib.last_convolution)
+  return _switched(request, "figure4", last_convolution)
 
 
 def figure5(request: Request) -> Sheet:
@@ -68,10 +68,10 @@ def _three_ways(subject, request: Request, name: str, layer: str, nets: dict) ->
     rows = [Row("image", sheet.plain(seen), subject.predicted(net, inputs))]
     for rule, label in gallery.RULE_NAMES.items():
       rows.append(sheet.signed_row(label, pictures[rule]))
-    for label, stage in stages:
+    for label, stage in stages.items():
       drawn = subject.unwhiten(stage.pictures)
-      rows.append(sheet.signed_row(label, drawn, gallery.correlations(stage)))
-    found = pictures | gallery.stage_arrays(stages)
+      rows.append(sheet.signed_row(label, drawn, randomization.correlations(stage)))
+    found = pictures | randomization.stage_arrays(stages.values())
     arrays |= {f"{title}: {key}": value for key, value in found.items()}
     arrays[f"{title}: channel"] = np.asarray(units.channel)
     arrays[f"{title}: position"] = np.asarray(units.position)
@@ -79,7 +79,7 @@ def _three_ways(subject, request: Request, name: str, layer: str, nets: dict) ->
   question = "the class score" if layer == saliency.LOGITS else f"the largest activation of {layer}"
   caption = (
     f"Which pixels speak for {question} in each image: the unit above each column, the predicted "
-    f"class below its image. {sheet.SCALING} {gallery.CASCADE}"
+    f"class below its image. {sheet.SCALING} {randomization.CAPTION}"
   )
   if request.layer:
     name = f"{name}_{layer}"
@@ -99,14 +99,14 @@ def photos(request: Request) -> Sheet:
     inputs, seen = subject.inputs(raw), subject.seen(raw)
     channel = _channel(subject, request, layer, inputs)
     units, pictures, stages = _sent_back(subject, subject.net, inputs, layer, channel)
-    found = {"image": seen} | pictures | gallery.stage_arrays(stages)
+    found = {"image": seen} | pictures | randomization.stage_arrays(stages.values())
     arrays |= {f"{number}: {key}": value for key, value in found.items()}
     (best,) = subject.predicted(subject.net, inputs, best=3)
     unit = _unit_names(subject, layer, units)[0].replace("\n", " ")
     named = {label: pictures[rule] for rule, label in gallery.RULE_NAMES.items()}
     rows = [_own_scales({"image": None, **named}, seen, {})]
-    drawn = {label: subject.unwhiten(stage.pictures) for label, stage in stages}
-    notes = {label: gallery.correlations(stage)[0] for label, stage in stages}
+    drawn = {label: subject.unwhiten(stage.pictures) for label, stage in stages.items()}
+    notes = {label: randomization.correlations(stage)[0] for label, stage in stages.items()}
     labels = list(drawn)
     for i in range(0, len(labels), _ABREAST):
       some = {label: drawn[label] for label in labels[i : i + _ABREAST]}
@@ -115,7 +115,7 @@ def photos(request: Request) -> Sheet:
   caption = (
     f"Which pixels speak for {'the predicted class' if layer == saliency.LOGITS else layer}. "
     "Grey is zero; white and black are plus and minus the number below a picture, the 99.5th "
-    f"percentile of its absolute values. {gallery.CASCADE}"
+    f"percentile of its absolute values. {randomization.CAPTION}"
   )
   title = f"Three ways back in {subject.trained.config.model.name}"
   return Sheet("input", title, caption, blocks, min(len(blocks), 2), arrays)
@@ -136,7 +136,7 @@ def _channel(subject, request: Request, layer: str, inputs) -> int | None:
 
 def _sent_back(
   subject, net, inputs, layer: str, channel: int | None
-) -> tuple[saliency.Units, dict[str, np.ndarray], list[tuple[str, randomization.Stage]]]:
+) -> tuple[saliency.Units, dict[str, np.ndarray], dict[str, Stage]]:
   """(the units with the largest activations, what each rule sends back from them, the cascade)."""
   units = saliency.strongest(net, subject.variables, inputs, layer=layer, channel=channel)
   where = {"layer": layer, "channel": units.channel, "position": units.position}
@@ -144,7 +144,7 @@ def _sent_back(
     rule: subject.unwhiten(saliency.attribute(net, subject.variables, inputs, rule=rule, **where))
     for rule in gallery.RULE_NAMES
   }
-  return units, pictures, gallery.cascade(subject, net, inputs, units, layer)
+  return units, pictures, gallery.labelled_cascade(subject, net, inputs, units, layer)
 
 
 def _own_scales(pictures: dict, seen: UInt8[np.ndarray, "1 h w c"], notes: dict) -> Row:

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from allcnn_jax.analysis.gallery import Request
 from allcnn_jax.analysis.sheet import Block, Row, Sheet, plain
+from allcnn_jax.analysis.subject import Request
 from allcnn_jax.nets import feedback
 from allcnn_jax.training import learning_rules
 
