@@ -1,6 +1,7 @@
 """Figures 1 to 3, beside what can be worked out without them."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -103,7 +104,8 @@ def test_a_set_smaller_than_ten(strided, monkeypatch):
 
 def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, photos, monkeypatch):
   place = photos({4: None, 9: b"no picture"})
-  streamed = subject_lib.FromStream(stream.Stream("photos", "train", data_dir=place), (32, 32))
+  source = stream.Stream("photos", "train", data_dir=place)
+  streamed = subject_lib.FromStream(functools.partial(source.central, (32, 32)))
   stored = subject_lib.InMemory(np.concatenate(list(streamed.batches(7))))
   sheets = []
   for images in (stored, streamed):
@@ -118,7 +120,7 @@ def test_figure_3_of_a_stream_is_that_of_the_same_images_in_memory(strided, phot
 def test_a_stream_of_which_little_can_be_read(strided, photos, monkeypatch):
   damage = dict.fromkeys(range(3, 18), b"no picture")
   source = stream.Stream("photos", "train", data_dir=photos(damage))
-  images = subject_lib.FromStream(source, (32, 32))
+  images = subject_lib.FromStream(functools.partial(source.central, (32, 32)))
   monkeypatch.setattr(type(strided), "data", lambda self, split: images)
   sheet = gallery.figure3(Request(lambda: strided, layer="conv2", channels=(4,)))
   assert sheet.caption.startswith("The 3 images of 3")
