@@ -71,7 +71,8 @@ def figure2(request: Request) -> Sheet:
   for layer in [request.layer] if request.layer else free[:3]:
     row = saliency.locate(net, layer, image)
     height, width, count = row.size
-    channels = channels_of(request, layer, count) or range(count)
+    saliency.check_channels(request.channels, layer, count)
+    channels = request.channels or range(count)
     position = (height // 2, width // 2)
     parts = []
     for start in range(0, len(channels), 32):
@@ -117,7 +118,7 @@ def figure3(request: Request) -> Sheet:
   net, variables = subject.net, subject.variables
   layer = request.layer or default_layer(net)
   row = saliency.locate(net, layer, subject.trained.image)
-  wanted = channels_of(request, layer, row.size[-1])
+  saliency.check_channels(request.channels, layer, row.size[-1])
   images = subject.data(request.split)
 
   batches = map(subject.inputs, images.batches(_BATCH))
@@ -125,7 +126,7 @@ def figure3(request: Request) -> Sheet:
   k = min(_TOP, len(images))
   top = jax.tree.map(lambda x: np.asarray(x)[:, :k], top)
   strongest = np.argsort(-top.value.mean(axis=1))
-  channels = np.array(wanted or np.sort(strongest[:_FILTERS]).tolist())
+  channels = np.array(request.channels or np.sort(strongest[:_FILTERS]))
 
   chosen = images.take(top.image[channels].ravel())
   flat = top.position[channels].ravel()
@@ -183,18 +184,6 @@ def figure3(request: Request) -> Sheet:
   )
   title = f"What activates {layer} of {subject.trained.config.model.name} most"
   return Sheet(f"figure3_{layer}", title, caption, blocks, 2, arrays)
-
-
-def channels_of(request: Request, layer: str, count: int) -> list[int]:
-  """The channels asked for, of a layer that has `count`.
-
-  Raises:
-    UsageError: it has no such channel.
-  """
-  for channel in request.channels:
-    if channel >= count:
-      raise UsageError(f"Channel {channel} of {layer}: it has {count}, 0 to {count - 1}.")
-  return list(request.channels)
 
 
 def labelled_cascade(

@@ -5,7 +5,7 @@ raw and signed; `figures` makes pictures of them.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +19,8 @@ from allcnn_jax.nets.model import ConvNet
 
 LOGITS = "logits"
 Images = Float[Array, "n h w c"] | Float[np.ndarray, "n h w c"]
-Channel = int | Int[Array, " n"] | Int[np.ndarray, " n"] | None
-Position = tuple[int, int] | Int[Array, "n 2"] | Int[np.ndarray, "n 2"] | None
+Channel = int | Int[Array, " n"] | Int[np.ndarray, " n"]
+Position = tuple[int, int] | Int[Array, "n 2"] | Int[np.ndarray, "n 2"]
 
 
 class Units(NamedTuple):
@@ -57,6 +57,17 @@ def locate(net: ConvNet, layer: str, image: tuple[int, ...]) -> architectures.Ro
   return rows[-1] if layer == LOGITS else next(r for r in rows if r.name == layer)
 
 
+def check_channels(channels: Channel | Sequence[int], layer: str, count: int) -> None:
+  """Checks one channel or (M,), perhaps none, of a layer that has `count`.
+
+  Raises:
+    UsageError: it has no such channel.
+  """
+  channels = np.atleast_1d(channels)
+  for wrong in channels[(channels < 0) | (channels >= count)]:
+    raise UsageError(f"Channel {wrong} of {layer}: it has {count}, 0 to {count - 1}.")
+
+
 def up_to(net: ConvNet, layer: str) -> ConvNet:
   """The net that ends at `layer`: its output is that layer's, (N, h, w, c) or (N, features).
 
@@ -74,8 +85,8 @@ def attribute(
   images: Images,
   *,
   layer: str,
-  channel: Channel = None,
-  position: Position = None,
+  channel: Channel | None = None,
+  position: Position | None = None,
   rule: str = "guided",
 ) -> Float[Array, "n h w c"]:
   """The gradient of one unit's activation with respect to each image, under a ReLU rule.
@@ -107,8 +118,8 @@ def strongest(
   images: Images,
   *,
   layer: str,
-  channel: Channel = None,
-  position: Position = None,
+  channel: Channel | None = None,
+  position: Position | None = None,
 ) -> Units:
   """The unit that `attribute` would ask about, with the same arguments, and its activation."""
   channel, position = _checked(net, images, layer, channel, position)
@@ -147,10 +158,7 @@ def _checked(net, images, layer, channel, position):
   """Channel (N,) and flat position (N,), or None where the strongest is to be taken."""
   height, width, channels = locate(net, layer, images.shape[1:]).size
   if channel is not None:
-    channel = np.asarray(channel)
-    if channel.min() < 0 or channel.max() >= channels:
-      wrong = channel[(channel < 0) | (channel >= channels)][0] if channel.ndim else channel
-      raise UsageError(f"Channel {wrong} of {layer}: it has {channels}, 0 to {channels - 1}.")
+    check_channels(channel, layer, channels)
     channel = np.broadcast_to(channel, len(images)).astype(np.int32)
   if position is not None:
     position = np.asarray(position)

@@ -128,10 +128,10 @@ def _channel(subject, request: Request, layer: str, inputs) -> int | None:
     UsageError: there is no such channel, or more than one is asked for.
   """
   size = saliency.locate(subject.net, layer, inputs.shape[1:]).size
-  channels = gallery.channels_of(request, layer, size[-1])
-  if len(channels) > 1:
+  saliency.check_channels(request.channels, layer, size[-1])
+  if len(request.channels) > 1:
     raise UsageError("One unit is shown for each image: --channels takes one number here.")
-  return channels[0] if channels else None
+  return request.channels[0] if request.channels else None
 
 
 def _sent_back(
