@@ -3,10 +3,10 @@
 And the same of a user's own photos.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Float, UInt8
 
 from allcnn_jax.analysis import gallery, randomization, saliency, sheet
 from allcnn_jax.analysis.randomization import Stage
@@ -103,14 +103,14 @@ def photos(request: Request) -> Sheet:
     arrays |= {f"{number}: {key}": value for key, value in found.items()}
     (best,) = subject.predicted(subject.net, inputs, best=3)
     unit = _unit_names(subject, layer, units)[0].replace("\n", " ")
-    named = {label: pictures[rule] for rule, label in gallery.RULE_NAMES.items()}
-    rows = [_own_scales({"image": None, **named}, seen, {})]
-    drawn = {label: subject.unwhiten(stage.pictures) for label, stage in stages.items()}
-    notes = {label: randomization.correlations(stage)[0] for label, stage in stages.items()}
-    labels = list(drawn)
-    for i in range(0, len(labels), _ABREAST):
-      some = {label: drawn[label] for label in labels[i : i + _ABREAST]}
-      rows.append(_own_scales(some, seen, notes))
+    ways = _own_scales([(label, pictures[x], "") for x, label in gallery.RULE_NAMES.items()])
+    rows = [Row("", [*sheet.plain(seen), *ways.pictures], ["image", *ways.notes])]
+    random = [
+      (label, subject.unwhiten(stage.pictures), f"\n{randomization.correlations(stage)[0]}")
+      for label, stage in stages.items()
+    ]
+    for i in range(0, len(random), _ABREAST):
+      rows.append(_own_scales(random[i : i + _ABREAST]))
     blocks.append(Block(f"{path.rsplit('/', 1)[-1]}: {best}; {unit}", rows))
   caption = (
     f"Which pixels speak for {'the predicted class' if layer == saliency.LOGITS else layer}. "
@@ -147,18 +147,14 @@ def _sent_back(
   return units, pictures, gallery.labelled_cascade(subject, net, inputs, units, layer)
 
 
-def _own_scales(pictures: dict, seen: UInt8[np.ndarray, "1 h w c"], notes: dict) -> Row:
-  """Pictures of different kinds side by side, each with its name and its own scale below."""
-  shown, below = [], []
-  for name, picture in pictures.items():
-    if picture is None:
-      shown += sheet.plain(seen)
-      below.append(name)
-    else:
-      scale = sheet.scale_of(picture)
-      shown += sheet.signed(picture, scale)
-      below.append("\n".join([f"{name}  ±{scale:.3g}", *([notes[name]] if name in notes else [])]))
-  return Row("", shown, below)
+def _own_scales(shown: Sequence[tuple[str, Float[np.ndarray, "1 h w c"], str]]) -> Row:
+  """Pictures of different kinds side by side: (name, picture, note), and below name, scale, note."""
+  pictures, below = [], []
+  for name, picture, note in shown:
+    scale = sheet.scale_of(picture)
+    pictures += sheet.signed(picture, scale)
+    below.append(f"{name}  ±{scale:.3g}{note}")
+  return Row("", pictures, below)
 
 
 def _images(subject, request: Request) -> UInt8[np.ndarray, "n h w c"]:
