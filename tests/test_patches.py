@@ -34,13 +34,15 @@ def batches(images, size):
 @pytest.mark.parametrize("size", [5, 23, 40])
 def test_the_running_best_are_the_best_of_a_full_sort(trained, layer, size):
   net, variables, images = trained
-  logits, maps = net.apply(variables, jnp.asarray(images), return_activations=True)
-  outputs = np.asarray(logits if layer == "logits" else maps[layer])
-  flat = outputs.reshape(len(images), -1, outputs.shape[-1])
+  logits, named = net.apply(variables, jnp.asarray(images), return_activations=True)
+  outputs = np.asarray(logits if layer == "logits" else named[layer])
+  maps = outputs[:, None, None] if layer == "logits" else outputs
   best = patches.top(net, variables, batches(images, size), layer=layer, k=4)
-  np.testing.assert_allclose(best.value, np.sort(flat.max(axis=1).T)[:, ::-1][:, :4], rtol=1e-5)
-  for c in range(flat.shape[-1]):
-    found = flat[best.image[c], best.position[c], c]
+  order = np.sort(maps.max(axis=(1, 2)).T)[:, ::-1]
+  np.testing.assert_allclose(best.value, order[:, :4], rtol=1e-5)
+  for c in range(maps.shape[-1]):
+    row, column = best.position[c].T
+    found = maps[best.image[c], row, column, c]
     np.testing.assert_allclose(found, best.value[c], rtol=1e-5)
     assert len(set(np.asarray(best.image[c]).tolist())) == 4
 

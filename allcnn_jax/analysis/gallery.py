@@ -3,15 +3,17 @@
 Each function computes one figure from a request; nothing here draws or writes.
 """
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
 from allcnn_jax.analysis import patches, randomization, saliency, sheet
 from allcnn_jax.analysis.randomization import Stage
 from allcnn_jax.analysis.sheet import Block, Row, Sheet
-from allcnn_jax.analysis.subject import Request, Subject, default_layer
+from allcnn_jax.analysis.subject import FromStream, InMemory, Request, Subject, default_layer
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, relu
 from allcnn_jax.nets.model import ConvNet
@@ -115,39 +117,28 @@ def has_switches(layer) -> bool:
 def figure3(request: Request) -> Sheet:
   """Fig. 3: for each filter of a layer, the image patches that activate it most."""
   subject = request.load()
-  net, variables = subject.net, subject.variables
+  net = subject.net
   layer = request.layer or default_layer(net)
   row = saliency.locate(net, layer, subject.trained.image)
   saliency.check_channels(request.channels, layer, row.size[-1])
   images = subject.data(request.split)
 
-  batches = map(subject.inputs, images.batches(_BATCH))
-  top = patches.top(net, variables, batches, layer=layer, k=_TOP)
-  k = min(_TOP, len(images))
-  top = jax.tree.map(lambda x: np.asarray(x)[:, :k], top)
-  strongest = np.argsort(-top.value.mean(axis=1))
-  channels = np.array(request.channels or np.sort(strongest[:_FILTERS]))
-
-  chosen = images.take(top.image[channels].ravel())
-  flat = top.position[channels].ravel()
-  position = np.stack([flat // row.size[1], flat % row.size[1]], axis=1)
-  units = saliency.Units(np.repeat(channels, k), position, top.value[channels].ravel())
-  inputs = subject.inputs(chosen)
-  again = patches.replay(net, variables, inputs, units, layer=layer)
-  worst = float(np.abs(again - units.value).max() / max(np.abs(units.value).max(), 1e-12))
-  if worst > 0.01:
-    raise RuntimeError(f"Patches of {layer} do not activate it as recorded: off by {worst:.1%}.")
+  top, units, raw = _search(subject, images, layer, request.channels)
+  inputs = subject.inputs(raw)
+  worst = _replay(subject, inputs, units, layer)
+  k, position = top.value.shape[1], units.position
+  channels = units.channel[::k]
 
   where = {"layer": layer, "channel": units.channel, "position": position}
   arrays = {
     "channels": channels,
-    "images": patches.crop(subject.seen(chosen), row, position, outside=128),
+    "images": patches.crop(subject.seen(raw), row, position, outside=128),
     "all_values": top.value,
     "all_images": top.image,
-    "all_positions": np.stack([top.position // row.size[1], top.position % row.size[1]], axis=-1),
+    "all_positions": top.position,
   }
   for rule in ("deconvnet", "guided"):
-    gradient = saliency.attribute(net, variables, inputs, rule=rule, **where)
+    gradient = saliency.attribute(net, subject.variables, inputs, rule=rule, **where)
     arrays[rule] = patches.crop(subject.unwhiten(gradient), row, position)
   stages = labelled_cascade(subject, net, inputs, units, layer)
 
@@ -184,6 +175,40 @@ def figure3(request: Request) -> Sheet:
   )
   title = f"What activates {layer} of {subject.trained.config.model.name} most"
   return Sheet(f"figure3_{layer}", title, caption, blocks, 2, arrays)
+
+
+def _search(
+  subject: Subject, images: InMemory | FromStream, layer: str, channels: Sequence[int]
+) -> tuple[patches.Top, saliency.Units, UInt8[np.ndarray, "m h w c"]]:
+  """What activates a layer most.
+
+  Returns:
+    the k strongest images of every channel; and of the channels asked for, else of the four that
+    are activated most, what there is to show, channel by channel: its units and raw images.
+  """
+  batches = map(subject.inputs, images.batches(_BATCH))
+  top = patches.top(subject.net, subject.variables, batches, layer=layer, k=_TOP)
+  top = patches.Top(*(np.asarray(x)[:, : len(images)] for x in top))
+  strongest = np.argsort(-top.value.mean(axis=1))[:_FILTERS]
+  channels = np.array(channels or np.sort(strongest))
+  value, image, position = (np.concatenate(x[channels]) for x in top)
+  channel = np.repeat(channels, top.value.shape[1])
+  return top, saliency.Units(channel, position, value), images.take(image)
+
+
+def _replay(
+  subject: Subject, inputs: Float[np.ndarray, "m h w c"], units: saliency.Units, layer: str
+) -> float:
+  """By how much the units' patches alone activate them otherwise, over the largest activation.
+
+  Raises:
+    RuntimeError: by more than 1 %.
+  """
+  again = patches.replay(subject.net, subject.variables, inputs, units, layer=layer)
+  worst = float(np.abs(again - units.value).max() / max(np.abs(units.value).max(), 1e-12))
+  if worst > 0.01:
+    raise RuntimeError(f"Patches of {layer} do not activate it as recorded: off by {worst:.1%}.")
+  return worst
 
 
 def labelled_cascade(

@@ -21,12 +21,12 @@ class Top(NamedTuple):
   Attributes:
     value: (C, k), the activations; -inf where the set has fewer than k images.
     image: (C, k), the image's number in the order of the pass.
-    position: (C, k), the position in the layer's map, row * width + column.
+    position: (C, k, 2), row and column in the layer's map.
   """
 
   value: Float[Array, "c k"]
   image: Int[Array, "c k"]
-  position: Int[Array, "c k"]
+  position: Int[Array, "c k 2"]
 
 
 def top(
@@ -56,9 +56,9 @@ def top(
   for images in batches:
     if best is None:
       size = len(images)
-      channels = saliency.locate(net, layer, images.shape[1:]).size[-1]
+      _, width, channels = saliency.locate(net, layer, images.shape[1:]).size
       none = np.zeros((channels, k), np.int32)
-      best = Top(np.full((channels, k), -np.inf, np.float32), none, none)
+      best = np.full((channels, k), -np.inf, np.float32), none, none
       net = saliency.up_to(net, layer)
     count = len(images)
     if count < size:
@@ -67,20 +67,24 @@ def top(
     start += count
   if best is None:
     raise UsageError("The set has no images: there is nothing to look for.")
-  return best
+  value, image, flat = best
+  return Top(value, image, jnp.stack([flat // width, flat % width], axis=-1))
 
 
 @functools.partial(jax.jit, static_argnames="net")
-def _merge(net, variables, best: Top, images, start, count) -> Top:
-  """The best of `best` and the first `count` of a batch whose first image has number `start`."""
+def _merge(net, variables, best, images, start, count):
+  """The best of `best` and the first `count` of a batch whose first image has number `start`.
+
+  They are value, image and flat position, (C, k) each.
+  """
   outputs = net.apply(variables, images)
-  n, (channels, k) = len(images), best.value.shape
+  n, (channels, k) = len(images), best[0].shape
   maps = outputs.reshape(n, -1, channels)
   number = jnp.arange(n, dtype=jnp.int32)[:, None]
   value = jnp.where(number < count, maps.max(axis=1), -jnp.inf)  # (N, C)
-  batch = Top(value, jnp.broadcast_to(start + number, value.shape), maps.argmax(axis=1))
+  batch = value, jnp.broadcast_to(start + number, value.shape), maps.argmax(axis=1)
   both = jax.tree.map(lambda a, b: jnp.concatenate([a, b.T.astype(a.dtype)], axis=1), best, batch)
-  _, index = jax.lax.top_k(both.value, k)
+  _, index = jax.lax.top_k(both[0], k)
   return jax.tree.map(lambda x: jnp.take_along_axis(x, index, axis=1), both)
 
 
