@@ -37,14 +37,14 @@ def recipe(rule):
   net = model.ConvNet(table, dtype=jnp.result_type(float))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05, momentum=0.9))
   return step_lib.Recipe(
-    net,
-    optimizer,
-    augmentation.KINDS["shift_flip"],
-    SIZE,
-    BATCH,
-    SEED,
-    sharding.split(sharding.mesh()),
-    learning_rules.create(rule),
+    seed=SEED,
+    net=net,
+    optimizer=optimizer,
+    augment=augmentation.KINDS["shift_flip"],
+    size=SIZE,
+    batch_size=BATCH,
+    split=sharding.split(sharding.mesh()),
+    rule=learning_rules.create(rule),
   )
 
 
@@ -57,16 +57,14 @@ def data():
 
 def begin(recipe):
   place = sharding.replicated(sharding.mesh())
-  return jax.jit(step_lib.init, static_argnums=(0, 1), out_shardings=place)(recipe, 3)
+  return jax.jit(step_lib.init, static_argnums=1, out_shardings=place)(recipe, 3)
 
 
 def integers(recipe, images):
   """Orders of images, one batch of pixels after augmentation, one mask of dropout."""
   place = sharding.replicated(sharding.mesh())
   order = step_lib.epoch_order(SEED, 3, EXAMPLES)
-  batch = jax.jit(step_lib.batch_at, static_argnums=0, out_shardings=place)(
-    recipe, images, order, 2
-  )
+  batch = jax.jit(step_lib.batch_at, out_shardings=place)(recipe, images, order, 2)
 
   @functools.partial(jax.jit, out_shardings=place)
   def masks(x):

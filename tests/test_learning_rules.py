@@ -159,14 +159,14 @@ def recipe(rule, dtype=jnp.float32):
   net = model.ConvNet(TABLE, dtype=dtype)
   decay = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.2))
   split = sharding.split(sharding.mesh())
-  return step_lib.Recipe(net, decay, augmentation.KINDS["none"], (12, 12), 4, 0, split, rule)
+  return step_lib.Recipe(0, net, decay, augmentation.KINDS["none"], (12, 12), 4, split, rule)
 
 
 def train(recipe, steps):
   """The variables after each step, the start included."""
   images = jax.random.normal(jax.random.key(1), (8, 12, 12, 3))
   data = step_lib.Stored.of(images, jnp.arange(8, dtype=jnp.int32) % 5)
-  state, totals = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3), step_lib.Totals.zero()
+  state, totals = jax.jit(step_lib.init, static_argnums=1)(recipe, 3), step_lib.Totals.zero()
   seen = [jax.tree.map(jnp.copy, state.variables)]
   for _ in range(steps):
     state, totals = step_lib.train_step(recipe, state, totals, data, jnp.arange(8))
@@ -224,7 +224,7 @@ def test_many_steps_in_one_call_are_the_same_steps():
   expected = train(made, 2)[-1]
   images = jax.random.normal(jax.random.key(1), (8, 12, 12, 3))
   data = step_lib.Stored.of(images, jnp.arange(8, dtype=jnp.int32) % 5)
-  state = jax.jit(step_lib.init, static_argnums=(0, 1))(made, 3)
+  state = jax.jit(step_lib.init, static_argnums=1)(made, 3)
   state, _ = step_lib.train_steps(made, state, step_lib.Totals.zero(), data, jnp.arange(8), 2)
   for path, a in traverse_util.flatten_dict(expected).items():
     b = traverse_util.flatten_dict(state.variables)[path]

@@ -79,7 +79,13 @@ def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, monkey
   calls = []
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   many = step_lib.train_steps
-  monkeypatch.setattr(step_lib, "train_steps", lambda *x: calls.append(x[-1]) or many(*x))
+
+  def counted(*given):
+    calls.append(given[-1])
+    return many(*given)
+
+  counted.lower = many.lower
+  monkeypatch.setattr(step_lib, "train_steps", counted)
   loop.train(tiny, tmp_path / "pairs")
   assert calls == [2] * 15
   for one, pair in zip(metrics(tmp_path / "one by one"), metrics(tmp_path / "pairs"), strict=True):
@@ -189,13 +195,19 @@ def test_a_run_that_has_ended_says_nothing_twice(tiny, tmp_path):
   assert [x["step"] for x in metrics(tmp_path / "run") if "eval_error" in x] == [2]
 
 
-def test_the_step_is_compiled_once(tiny, tmp_path, caplog):
+def test_the_step_is_compiled_once_and_before_the_clock_starts(tiny, tmp_path, caplog, monkeypatch):
+  def compiled():
+    names = [x.args[0] for x in caplog.records if x.msg.startswith("Compiling %s with")]
+    return names.count("jit(train_step)")
+
+  at_start, reporter = [], reporting.Reporter
+  monkeypatch.setattr(reporting, "Reporter", lambda *x: at_start.append(compiled()) or reporter(*x))
   tiny.train.steps = 14  # beyond an epoch, with three lines of the log
   jax.clear_caches()
   with jax.log_compiles():
     loop.train(tiny, tmp_path / "run")
-  names = [x.args[0] for x in caplog.records if x.msg.startswith("Compiling %s with")]
-  assert names.count("jit(train_step)") == 1
+  assert at_start == [1]
+  assert compiled() == 1
 
 
 def test_the_machine_is_that_which_trained(tiny, tmp_path, monkeypatch):
@@ -314,7 +326,7 @@ def test_damage_is_refused_before_anything_is_changed(tiny, tmp_path, name):
   run = tmp_path / "run"
   tiny.train.steps = 2
   loop.train(tiny, run)
-  (run / name).write_text("damaged}\n")
+  files.write(run / name, b"damaged}\n")  # another file: other runs have a name of this one
   before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
   tiny.train.steps = 3
   with pytest.raises(UsageError, match="damaged"):

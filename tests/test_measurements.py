@@ -35,7 +35,7 @@ def recipe(name, **choices):
   rule = learning_rules.create(name, **choices)
   split = sharding.split(sharding.mesh())
   return step_lib.Recipe(
-    model.ConvNet(TABLE), optax.sgd(0.1), augmentation.KINDS["none"], (8, 8), 16, 0, split, rule
+    0, model.ConvNet(TABLE), optax.sgd(0.1), augmentation.KINDS["none"], (8, 8), 16, split, rule
   )
 
 

@@ -11,7 +11,7 @@ import pytest
 from allcnn_jax import config as config_lib
 from allcnn_jax.data import augmentation, preprocessing, stream
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, loop, parts, sources
+from allcnn_jax.training import evaluate, loop, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
 
 
@@ -83,9 +83,9 @@ def test_a_stream_s_batches_are_such_as_the_devices_can_share(streamed, monkeypa
 
 def test_an_epoch_s_order_is_drawn_on_the_device(tiny):
   source = opened(tiny, "train")
-  recipe = parts.recipe(tiny, 10, 96)
-  source.start(recipe, 0)
+  recipe = sharding.replicate(parts.recipe(tiny, 10, 96))
   carry = step_lib.init(recipe, 3), step_lib.Totals.zero()
+  source.start(recipe, *carry)
   *carry, step = source.advance(*carry, 0)
   *carry, step = source.advance(*carry, step)
   with jax.transfer_guard("disallow"):
@@ -116,14 +116,12 @@ def test_a_streamed_step_is_that_of_the_same_batch_on_the_device(streamed):
   """One step on the stream's first batch, against the step of a set that holds just that batch."""
   source = opened(streamed, "train")
   recipe = parts.recipe(streamed, 18, 18)
-  source.start(recipe, 0)
-  copy = opened(streamed, "train")
-  copy.start(recipe, 0)
-  batch = copy._next()
-  copy.close()
+  carry = step_lib.init(recipe, 3), step_lib.Totals.zero()
+  source.start(recipe, *carry)
+  batch = jax.tree.map(np.asarray, source._ahead)
   plain = config_lib.complete(streamed)
   plain.dataset.augment = "none"
-  state, _, step = source.advance(step_lib.init(recipe, 3), step_lib.Totals.zero(), 0)
+  state, _, step = source.advance(*carry, 0)
   source.close()
   other, _ = step_lib.train_step(
     parts.recipe(plain, 18, 18),
@@ -197,9 +195,9 @@ def test_images_in_the_compute_type_train_the_same_net(tiny, monkeypatch):
   for kind in (parts.stored_type(tiny), np.float32):
     monkeypatch.setattr(parts, "stored_type", lambda config, kind=kind: kind)
     source = opened(tiny, "train")
-    source.start(recipe, 0)
+    carry = jax.jit(step_lib.init, static_argnums=1)(recipe, 3), step_lib.Totals.zero()
+    source.start(recipe, *carry)
     assert source.first(2).images.dtype == kind
-    carry = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3), step_lib.Totals.zero()
     for step in range(3):
       *carry, _ = source.advance(*carry, step)
     ends.append(jax.tree.leaves(carry[0]))
@@ -217,8 +215,9 @@ def test_what_an_augmentation_computes_with_stays_fine(tiny):
 
 def test_a_split_that_is_done_with_leaves_no_images_on_the_device(tiny):
   source = opened(tiny, "train")
-  source.start(parts.recipe(tiny, 10, 96), 0)
-  carry = jax.jit(step_lib.init, static_argnums=(0, 1))(source._recipe, 3), step_lib.Totals.zero()
+  recipe = parts.recipe(tiny, 10, 96)
+  carry = jax.jit(step_lib.init, static_argnums=1)(recipe, 3), step_lib.Totals.zero()
+  source.start(recipe, *carry)
   source.advance(*carry, 0)
   gone = weakref.ref(source)
   gc.disable()  # it does not know how large an array on the device is, and may come late

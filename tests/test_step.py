@@ -22,13 +22,13 @@ def data(key):
 def recipe():
   net = model.create("all_cnn_c", 10, width=0.04, init="he_normal", final_relu=False)
   return step_lib.Recipe(
-    net,
-    optax.sgd(0.01),
-    augmentation.KINDS["shift_flip"],
-    (32, 32),
-    4,
-    3,
-    sharding.split(sharding.mesh()),
+    seed=3,
+    net=net,
+    optimizer=optax.sgd(0.01),
+    augment=augmentation.KINDS["shift_flip"],
+    size=(32, 32),
+    batch_size=4,
+    split=sharding.split(sharding.mesh()),
   )
 
 
@@ -121,6 +121,24 @@ def test_from_a_step_on_images_are_not_augmented(recipe, data):
       step_lib.batch_at(r, data, order, jnp.int32(step)).images for r in (until, like)
     )
     np.testing.assert_array_equal(found, expected)
+
+
+def test_runs_that_differ_in_their_seed_have_one_program(recipe, data):
+  """So that the second finds it compiled; 2^32 - 1 is the largest seed that a config takes."""
+  state = step_lib.init(recipe, 3)
+  rest = (state, step_lib.Totals.zero(), data, jnp.arange(20))
+  texts = {
+    step_lib.train_step.lower(recipe.replace(seed=np.uint32(seed)), *rest).as_text()
+    for seed in (3, 2**32 - 1)
+  }
+  assert len(texts) == 1
+
+
+@pytest.mark.parametrize("seed", [0, 3, 2**31, 2**32 - 1])
+def test_a_seed_s_keys_are_the_same_traced_or_not(seed):
+  expected = randomness.key(seed, "dropout", 7)
+  found = jax.jit(lambda seed: randomness.key(seed, "dropout", 7))(np.uint32(seed))
+  np.testing.assert_array_equal(jax.random.key_data(found), jax.random.key_data(expected))
 
 
 def test_keys_differ_by_seed_stream_and_index():

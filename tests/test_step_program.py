@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.training import parts
+from allcnn_jax.training import parts, sharding
 from allcnn_jax.training import step as step_lib
 from configs import cifar10
 
@@ -20,10 +20,10 @@ PLATFORMS = ("cuda", "tpu")
 
 def arguments(config):
   """The arguments of `train_steps` for two steps."""
-  recipe = parts.recipe(config, 10, 96)
+  recipe = sharding.replicate(parts.recipe(config, 10, 96))
   images = np.zeros((96, 32, 32, 3), np.float32)
   data = jax.device_put(step_lib.Stored.of(images, np.zeros(96, np.int32)))
-  state = jax.jit(step_lib.init, static_argnums=(0, 1))(recipe, 3)
+  state = jax.jit(step_lib.init, static_argnums=1)(recipe, 3)
   return recipe, state, step_lib.Totals.zero(), data, jnp.arange(96), 2
 
 

@@ -64,9 +64,9 @@ class Rounds:
     sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
     parts.steps(config, sizes.train - config.dataset.validation)  # a batch of more is refused
     self.image = parts.image(config)
-    self.recipe = recipe = parts.recipe(config, sizes.classes, _EXAMPLES)
+    self.recipe = recipe = sharding.replicate(parts.recipe(config, sizes.classes, _EXAMPLES))
     self.data = data = _random_images(config, self.image, sizes)
-    start = sharding.everywhere(step_lib.init, static_argnums=(0, 1))
+    start = sharding.everywhere(step_lib.init, static_argnums=1)
     self.state = start(recipe, self.image[2])
     self._totals = sharding.everywhere(step_lib.Totals.zero)()
 
@@ -105,7 +105,7 @@ class Rounds:
 
   def _train(self) -> None:
     for _ in range(self._calls):
-      self.state, self._totals = self._step(self.state, self._totals, *self._inputs)
+      self.state, self._totals = self._step(self.recipe, self.state, self._totals, *self._inputs)
     jax.block_until_ready(self._totals)
 
   def seconds(self) -> float:

@@ -182,10 +182,11 @@ def _lowered(
   """
   examples = sizes.train - config.dataset.validation
   count = parts.steps_a_call(config, examples)
-  recipe = parts.recipe(config, sizes.classes, examples, mesh)
 
   def placed(tree: PyTree, place: Any = sharding.replicated(mesh)) -> PyTree:  # noqa: B008
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
+
+  recipe = placed(parts.recipe(config, sizes.classes, examples, mesh))
 
   def zeros(shape: tuple[int, ...] = (), dtype: Any = jnp.int32) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape, dtype)
@@ -197,7 +198,7 @@ def _lowered(
     kind = parts.stored_type(config)
   rows = zeros((examples, math.prod(image)), kind)
   data = placed(step_lib.Stored(rows, zeros((examples,)), image))
-  state = placed(jax.eval_shape(lambda: step_lib.init(recipe, image[2])))
+  state = placed(jax.eval_shape(lambda r: step_lib.init(r, image[2]), recipe))
   totals = placed(jax.eval_shape(step_lib.Totals.zero))
   order = placed(zeros((examples,)))
 

@@ -116,7 +116,7 @@ class Rule:
     """Whether errors go back in another way than by backpropagation."""
     return self.way is not None or self.direct != ""
 
-  def init(self, net: nn.Module, variables: PyTree, images: Any, seed: int) -> PyTree:
+  def init(self, net: nn.Module, variables: PyTree, images: Any, seed: randomness.Seed) -> PyTree:
     """The variables, with the collections that the rule needs and without those of another rule.
 
     Args:

@@ -100,10 +100,11 @@ class _Run:
     self.examples = self.train_images.examples
     self.num_classes = len(self.train_images.classes)
     self.steps_per_epoch, self.total = parts.steps(config, self.examples)
-    self.recipe = parts.recipe(config, self.num_classes, self.examples)
+    self.recipe = sharding.replicate(parts.recipe(config, self.num_classes, self.examples))
 
+    self.zero = sharding.everywhere(step_lib.Totals.zero)
     self.checkpoints = checkpoints.Checkpoints(workdir, config.checkpoint.keep)
-    start = sharding.everywhere(step_lib.init, static_argnums=(0, 1))
+    start = sharding.everywhere(step_lib.init, static_argnums=1)
     channels = parts.image(config)[2]
     if self.checkpoints.steps():
       self.state = self.checkpoints.restore(jax.eval_shape(lambda: start(self.recipe, channels)))
@@ -137,60 +138,60 @@ class _Run:
 
   def go(self) -> Outcome:
     """Runs to the end, or until asked to stop."""
-    step = self.step
-    report = self._reporter(step)
+    totals = self.zero()
+    with contextlib.closing(self.checkpoints), contextlib.closing(self.train_images):
+      if self.step < self.total:
+        steps = parts.steps_a_call(self.config, self.examples, self.step)
+        self.train_images.start(self.recipe, self.state, totals, steps)
+      with contextlib.closing(self._reporter(self.step)) as report:
+        return self._train(report, totals)
+
+  def _train(self, report: reporting.Reporter | reporting.Silent, totals: PyTree) -> Outcome:
+    step, scores, saved = self.step, None, -math.inf
     rate = jax.jit(
       optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
     )
-    zero = sharding.everywhere(step_lib.Totals.zero)
-    totals, scores = zero(), None
     periods = parts.periods(self.config, self.examples)
     measures = self.config.alignment.every_steps > 0
-    saved = -math.inf
-    self.train_images.start(self.recipe, step, parts.steps_a_call(self.config, self.examples, step))
-    with (
-      contextlib.closing(report),
-      contextlib.closing(self.checkpoints),
-      contextlib.closing(self.train_images),
-    ):
-      if measures and step == 0:
+    if measures and step == 0:
+      self._measure(report, step)
+      report.restart_clock(step)
+    while step < self.total:
+      self.state, totals, step = self.train_images.advance(self.state, totals, step)
+      report.advance(step)
+      report.damaged(step, "train", self.train_images.damaged())
+
+      stop = self.asked_to_stop()
+      log, look, save, measure = (step % every == 0 or step == self.total for every in periods)
+      measure = measure and measures
+      if log or look or save or measure or stop:
+        seen = jax.device_get(totals)
+        if seen.bad_step >= 0:
+          return self._diverged(report, int(seen.bad_step) + 1)  # which counts from 0
+      if log:
+        loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
+        report.training(step, loss, error, float(rate(step - 1)))
+        totals = self.zero()
+      if look:
+        scores = self._evaluate(report, step)
+      if measure:
         self._measure(report, step)
-      while step < self.total:
-        self.state, totals, step = self.train_images.advance(self.state, totals, step)
-        report.advance(step)
-        report.damaged(step, "train", self.train_images.damaged())
+      save = save and (step == self.total or self._has_waited(saved))
+      if save or stop:
+        if not step_lib.all_finite(self.state.variables):
+          return self._diverged(report, step)
+        self.checkpoints.save(self.state)
+        saved = time.monotonic()
+      if look or save or measure:
+        report.restart_clock(step)
+      if stop and step < self.total:
+        report.note(
+          f"Stopped at step {step} of {self.total}, which is saved. The same command goes on from there."
+        )
+        return Outcome("stopped", step)
 
-        stop = self.asked_to_stop()
-        log, look, save, measure = (step % every == 0 or step == self.total for every in periods)
-        measure = measure and measures
-        if log or look or save or measure or stop:
-          seen = jax.device_get(totals)
-          if seen.bad_step >= 0:
-            return self._diverged(report, int(seen.bad_step) + 1)  # which counts from 0
-        if log:
-          loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
-          report.training(step, loss, error, float(rate(step - 1)))
-          totals = zero()
-        if look:
-          scores = self._evaluate(report, step)
-        if measure:
-          self._measure(report, step)
-        save = save and (step == self.total or self._has_waited(saved))
-        if save or stop:
-          if not step_lib.all_finite(self.state.variables):
-            return self._diverged(report, step)
-          self.checkpoints.save(self.state)
-          saved = time.monotonic()
-        if look or save or measure:
-          report.restart_clock(step)
-        if stop and step < self.total:
-          report.note(
-            f"Stopped at step {step} of {self.total}, which is saved. The same command goes on from there."
-          )
-          return Outcome("stopped", step)
-
-      scores = scores or self._evaluate(report, step)
-      return self._finish(report, step, scores)
+    scores = scores or self._evaluate(report, step)
+    return self._finish(report, step, scores)
 
   def _has_waited(self, saved: float) -> bool:
     """Whether the last checkpoint is old enough for another, by the first process's clock."""
@@ -220,9 +221,8 @@ class _Run:
   def _measure(self, report: reporting.Reporter, step: int) -> None:
     """Measures how errors align, on the same images each time: the first ones, unaugmented."""
     batch = self.train_images.first(self.config.train.batch_size)
-    found = measurements.measure(self.recipe, self.state.variables, batch)
-    values = {name: float(value) for name, value in found.items()}
-    report.alignment(step, {name: x for name, x in values.items() if math.isfinite(x)})
+    found = jax.device_get(measurements.measure(self.recipe, self.state.variables, batch))
+    report.alignment(step, {name: float(x) for name, x in found.items() if math.isfinite(x)})
 
   def _finish(self, report: reporting.Reporter, step: int, scores: evaluate.Scores) -> Outcome:
     values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)

@@ -5,8 +5,6 @@ batch's loss, XLA keeps one of two equal computations. What comes back to each l
 the gradient with respect to zeros added to its output, once by the rule and once transposed.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import traverse_util
@@ -30,7 +28,7 @@ def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
   return jnp.where(jnp.minimum(*norms) == 0, 90.0, jnp.degrees(between))
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@jax.jit
 def measure(
   recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Images
 ) -> dict[str, Float[Array, ""]]:

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
@@ -99,12 +100,12 @@ def recipe(
   plain = config.dataset.plain_epochs
   mesh = mesh or sharding.mesh()
   return step_lib.Recipe(
+    seed=np.uint32(config.seed),
     net=fast(network(config, num_classes), mesh),
     optimizer=optimizer.create(config.optimizer, steps_per_epoch, config.train.epochs),
     augment=augment(config),
     size=image(config)[:2],
     batch_size=config.train.batch_size,
-    seed=config.seed,
     split=sharding.split(mesh),
     rule=rule(config, steps_per_epoch),
     plain_from=max(config.train.epochs - plain, 0) * steps_per_epoch if plain else None,

@@ -7,10 +7,13 @@ same order, the same augmentations and the same dropout masks as one that was no
 import zlib
 
 import jax
-from jaxtyping import Array, Key
+import numpy as np
+from jaxtyping import Array, Integer, Key
+
+Seed = int | np.integer | Integer[Array, ""]  # from 0, below 2^32; may be traced
 
 
-def key(seed: int, stream: str, index: int | Array = 0) -> Key[Array, ""]:
+def key(seed: Seed, stream: str, index: int | Array = 0) -> Key[Array, ""]:
   """The key of a stream ("init", "order", "augment", "dropout", ...) at an index.
 
   Args:

@@ -35,10 +35,11 @@ class Source(Protocol):
   """One split.
 
   `sample` gives raw images to fit a preprocessor to, and `prepare` takes it; then come the rest.
-  `start` makes ready for training from a step on, so many steps a call at most; `advance` trains,
-  `first` gives the first images, unaugmented, `evaluation` each image once, `damaged` the names of
-  the records that this process could not read since it was last asked. `check` is told how many
-  images an evaluation had, in all processes, and raises UsageError if too many are missing.
+  `start` makes ready for training from a state on, so many steps a call at most: it compiles, and
+  what comes after is the steps' own time. `advance` trains, `first` gives the first images,
+  unaugmented, `evaluation` each image once, `damaged` the names of the records that this process
+  could not read since it was last asked. `check` is told how many images an evaluation had, in all
+  processes; of a stream it raises UsageError if too many are missing.
 
   Attributes:
     classes: their names.
@@ -50,7 +51,13 @@ class Source(Protocol):
 
   def sample(self) -> UInt8[np.ndarray, "n h w c"]: ...
   def prepare(self, preprocessor: preprocessing.Preprocessor) -> None: ...
-  def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None: ...
+  def start(
+    self,
+    recipe: step_lib.Recipe,
+    state: step_lib.TrainState,
+    totals: step_lib.Totals,
+    steps_a_call: int = 1,
+  ) -> None: ...
   def advance(
     self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]: ...
@@ -117,26 +124,37 @@ class Resident:
     self._raw = None
     return data
 
-  def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
-    self._recipe, self._steps_a_call = recipe, steps_a_call
+  def start(
+    self,
+    recipe: step_lib.Recipe,
+    state: step_lib.TrainState,
+    totals: step_lib.Totals,
+    steps_a_call: int = 1,
+  ) -> None:
+    self._recipe = recipe
     n = self.examples  # with `self` in the function, the images would outlive their run
     self._order = functools.lru_cache(1)(
       lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), n)
     )
+    # XLA's CPU backend runs a convolution inside a loop many times slower than outside it.
+    on_cpu = jax.default_backend() == "cpu"
+    self._step, self._count = (
+      (step_lib.train_step, ()) if on_cpu else (step_lib.train_steps, (steps_a_call,))
+    )
+    self._steps_a_call = 1 if on_cpu else steps_a_call
+    self._step.lower(*self._given(state, totals, epoch=0)).compile()
+
+  def _given(self, state: step_lib.TrainState, totals: step_lib.Totals, epoch: int) -> tuple:
+    return (self._recipe, state, totals, self._data, self._order(epoch), *self._count)
 
   def advance(
     self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
-    """One step, or on an accelerator as many as a call has; none goes beyond its epoch.
-
-    XLA's CPU backend runs a convolution inside a loop many times slower than outside it.
-    """
+    """One step, or on an accelerator as many as a call has; none goes beyond its epoch."""
     epoch = step // (self.examples // self._recipe.batch_size)
-    given = (self._recipe, state, totals, self._data, self._order(epoch))
+    state, totals = self._step(*self._given(state, totals, epoch))
     if jax.default_backend() == "cpu":
-      state, totals = step_lib.train_step(*given)
-      return state, jax.block_until_ready(totals), step + 1  # a queue would delay a stop
-    state, totals = step_lib.train_steps(*given, self._steps_a_call)
+      jax.block_until_ready(totals)  # a queue would delay a stop
     return state, totals, step + self._steps_a_call
 
   def first(self, n: int) -> step_lib.Images:

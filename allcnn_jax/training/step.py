@@ -5,7 +5,6 @@ augments them, and changes the weights; `train_steps` does many steps in one cal
 takes a batch that comes from elsewhere.
 """
 
-import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -89,31 +88,35 @@ class Totals(flax.struct.PyTreeNode):
     return cls(jnp.float32(0), jnp.int32(0), jnp.int32(0), jnp.int32(-1))
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-  """What stays the same during a run, and is compiled into its step.
+_compiled_in = functools.partial(flax.struct.field, pytree_node=False)
+
+
+class Recipe(flax.struct.PyTreeNode):
+  """What stays the same during a run. All but the seed is compiled into its step.
+
+  So runs that differ in their seed alone have one program, which is in the cache for the second.
 
   Attributes:
+    seed: of the run, a `randomness.Seed`.
     net: the network.
     optimizer: the optax chain.
     augment: what is done to a training batch.
     size: height and width of the network's input.
     batch_size: images a step.
-    seed: of the run.
     split: how a batch is laid out over the devices.
     rule: how errors go back and what is done to the weights after a step.
     plain_from: the step from which on images are not augmented any more; None: none.
   """
 
-  net: model.ConvNet
-  optimizer: optax.GradientTransformation
-  augment: augmentation.Augmentation
-  size: tuple[int, int]
-  batch_size: int
-  seed: int
-  split: NamedSharding
-  rule: learning_rules.Rule = learning_rules.RULES["bp"]
-  plain_from: int | None = None
+  seed: PyTree
+  net: model.ConvNet = _compiled_in()
+  optimizer: optax.GradientTransformation = _compiled_in()
+  augment: augmentation.Augmentation = _compiled_in()
+  size: tuple[int, int] = _compiled_in()
+  batch_size: int = _compiled_in()
+  split: NamedSharding = _compiled_in()
+  rule: learning_rules.Rule = _compiled_in(default=learning_rules.RULES["bp"])
+  plain_from: int | None = _compiled_in(default=None)
 
 
 def init(recipe: Recipe, channels: int, given: PyTree | None = None) -> TrainState:
@@ -124,8 +127,8 @@ def init(recipe: Recipe, channels: int, given: PyTree | None = None) -> TrainSta
   return TrainState(jnp.int32(0), variables, recipe.optimizer.init(variables["params"]))
 
 
-@functools.partial(jax.jit, static_argnums=(0, 2))
-def epoch_order(seed: int, epoch: Int[Array, ""], n: int) -> Int[Array, " n"]:
+@functools.partial(jax.jit, static_argnums=2)
+def epoch_order(seed: randomness.Seed, epoch: Int[Array, ""], n: int) -> Int[Array, " n"]:
   """The order in which an epoch goes through the n training images."""
   return jax.random.permutation(randomness.key(seed, "order", epoch), n)
 
@@ -194,7 +197,7 @@ def _step(
   return TrainState(state.step + 1, variables, opt_state), totals
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+@functools.partial(jax.jit, donate_argnums=(1, 2))
 def train_step(
   recipe: Recipe, state: TrainState, totals: Totals, data: Stored, order: Int[Array, " n"]
 ) -> tuple[TrainState, Totals]:
@@ -202,7 +205,7 @@ def train_step(
   return _step(recipe, state, totals, batch_at(recipe, data, order, state.step))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
+@functools.partial(jax.jit, donate_argnums=(1, 2))
 def train_batch(
   recipe: Recipe, state: TrainState, totals: Totals, batch: Images
 ) -> tuple[TrainState, Totals]:
@@ -210,7 +213,7 @@ def train_batch(
   return _step(recipe, state, totals, batch)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 5), donate_argnums=(1, 2))
+@functools.partial(jax.jit, static_argnums=5, donate_argnums=(1, 2))
 def train_steps(
   recipe: Recipe,
   state: TrainState,

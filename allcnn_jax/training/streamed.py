@@ -45,25 +45,35 @@ class Streamed:
   def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
     self._apply = jax.jit(preprocessor.apply)
 
-  def start(self, recipe: step_lib.Recipe, step: int, steps_a_call: int = 1) -> None:
+  def start(
+    self,
+    recipe: step_lib.Recipe,
+    state: step_lib.TrainState,
+    totals: step_lib.Totals,
+    steps_a_call: int = 1,
+  ) -> None:
     self._recipe = recipe
     self._batches = self._stream.training(
       self._random,
       recipe.batch_size,
-      step,
+      int(state.step),
       shard=sharding.process(),
       plain_from=recipe.plain_from,
       workers=self._config.stream.workers,
     )
+    self._ahead = self._next()
+    step_lib.train_batch.lower(recipe, state, totals, self._ahead).compile()
 
   def advance(
     self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
     """One step; the next batch travels to the device meanwhile."""
-    batch = self._ahead or self._next()
+    batch = self._ahead
     state, totals = step_lib.train_batch(self._recipe, state, totals, batch)
     self._ahead = self._next()
-    return state, jax.block_until_ready(totals), step + 1
+    # A batch is ready once the step before its own is done: an accelerator has one in its queue.
+    jax.block_until_ready(totals if jax.default_backend() == "cpu" else batch)
+    return state, totals, step + 1
 
   def _next(self) -> step_lib.Images:
     batch = next(self._batches)
