@@ -96,6 +96,7 @@ def compile(values: flags.FlagValues) -> int:
 
 def sweep(values: flags.FlagValues) -> int:
   """--config=FILE[:ARGUMENT] --workdir=DIR [--index=N] [--seeds=N] [--config.a.b=VALUE ...]"""
+  from allcnn_jax.analysis import printed
   from allcnn_jax.training import sweep as sweep_lib
 
   config, workdir = _config(values), _workdir(values)
@@ -103,6 +104,7 @@ def sweep(values: flags.FlagValues) -> int:
   declared = _call("config", values.config_file, "get_sweep") or {"units": [config]}
   overrides = config_flags.get_override_values(values["config"])
   plan = sweep_lib.plan(declared, overrides, values.seeds)
+  printed.check(plan.table)
   _, broken = sweep_lib.sweep(plan, workdir, index=values.index)
   return 1 if broken else 0
 
@@ -180,7 +182,10 @@ def _define_config(name: str, words: list[str], values: flags.FlagValues) -> Non
       break
   else:
     return
-  config = config_lib.complete(_call(name, value, "get_config"))
+  config = _call(name, value, "get_config")
+  if not isinstance(config, ml_collections.ConfigDict):
+    raise UsageError(f"--{name}={value}: its get_config returns no ConfigDict.")
+  config = config_lib.complete(config)
   keys = dict(config_lib.leaves(config))
   for word in words:
     group, _, key = word.partition("=")[0].lstrip("-").partition(".")
@@ -211,12 +216,18 @@ def _call(flag: str, value: str, function: str) -> Any:
   call = getattr(module, function, None)
   if call is None:
     return None
-  if argument and not inspect.signature(call).parameters:
-    raise UsageError(f"--{flag}={value}: {path} takes no argument.")
+  given = [argument] if argument else []
   try:
-    return call(argument) if argument else call()
+    inspect.signature(call).bind(*given)
+  except TypeError:
+    takes = "takes no argument" if given else "needs an argument, behind a colon"
+    raise UsageError(f"--{flag}={value}: {path} {takes}.") from None
+  try:
+    return call(*given)
   except ValueError as error:
     raise UsageError(f"--{flag}={value}: {error}.") from None
+  except Exception as error:
+    raise UsageError(f"--{flag}={value}: {path} fails ({error!r}).") from None
 
 
 def _workdir(values: flags.FlagValues) -> str:
@@ -226,17 +237,19 @@ def _workdir(values: flags.FlagValues) -> str:
 
 
 def _check(values: flags.FlagValues, names: Sequence[str]) -> None:
-  """Looks at a verb's own flags before anything is done: at empty ones, and at files and folders."""
+  """Looks at a verb's own flags before anything is done: at empty ones, and at files and folders.
+
+  A shell leaves the ~ of `--workdir=~/x` to us.
+  """
   for name in names:
     told = values[name].value
     if values[name].present and told in ("", []):
       raise UsageError(f"--{name}= is empty.")
     if name in _PLACES and told:
       for path in [told] if isinstance(told, str) else told:
-        if not files.is_place(path):
-          raise UsageError(
-            f"--{name}={path}: no such kind of place is known; a bucket is gs://NAME."
-          )
+        files.check_place(path, f"--{name}={path}")
+      home = os.path.expanduser
+      values[name].value = home(told) if isinstance(told, str) else [home(x) for x in told]
 
 
 def _config(values: flags.FlagValues) -> ml_collections.ConfigDict:

@@ -42,6 +42,12 @@ def is_place(path: epath.PathLike) -> bool:
   return True
 
 
+def check_place(path: epath.PathLike, told: str) -> None:
+  """Raises UsageError, with a path as the user named it, where none `is_place`."""
+  if not is_place(path):
+    raise UsageError(f"{told}: no such kind of place is known; a bucket is gs://NAME.")
+
+
 def inside(folder: epath.PathLike) -> list[epath.Path]:
   """What is in a folder; nothing if there is none.
 

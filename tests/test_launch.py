@@ -154,6 +154,54 @@ def test_wrong_use_is_one_line_and_writes_nothing(words, said, tmp_path, monkeyp
   assert not any(tmp_path.iterdir())
 
 
+OWN = [  # (a config file of a user's, words, what the line must say)
+  ("def get_config(arg): pass", ["describe"], "needs an argument, behind a colon"),
+  ("def get_config(): pass", ["describe"], "returns no ConfigDict"),
+  ("def get_config(): return {}['big']", ["describe"], "KeyError('big')"),
+  ("{config}; c.optimizer = 'adam'; return c", ["describe"], "optimizer"),
+  ("{sweep}[get_config()]", ["sweep"], "A sweep is a dict of units, names"),
+  ("{sweep}dict(units=get_config())", ["sweep"], "units of a sweep must be a list"),
+  ("{sweep}dict(units=[])", ["sweep"], "needs `units`"),
+  ("{sweep}dict(units=[get_config()], names='rule.name')", ["sweep"], "names of a sweep must be"),
+  ("{sweep}dict(units=[get_config()], names=('rule.nam',))", ["sweep"], "Did you mean 'rule.name'"),
+  ("{sweep}dict(units=[get_config()], rates=0.1)", ["sweep"], "rates of a sweep must be a list"),
+  ("{sweep}dict(units=[get_config()], table='table5')", ["sweep"], "Unknown table 'table5'"),
+  ("{sweep}dict(units=[get_config()], seed=1)", ["sweep"], "Did you mean 'seeds'"),
+]
+
+
+@pytest.mark.parametrize(("text", "words", "said"), OWN, ids=[text for text, *_ in OWN])
+def test_a_config_of_one_s_own_that_will_not_do_is_one_line(text, words, said, tmp_path):
+  config = "def get_config(): c = ConfigDict(); c.dataset = ConfigDict({'name': 'digits'})"
+  sweep = f"{config}; return c\ndef get_sweep(): return "
+  text = text.replace("{config}", config).replace("{sweep}", sweep)
+  path = tmp_path / "own.py"
+  path.write_text(f"from ml_collections import ConfigDict\n{text}\n")
+  workdir = [f"--workdir={tmp_path / 'run'}"] if words == ["sweep"] else []
+  with pytest.raises(UsageError) as error:
+    launch.run([*words, f"--config={path}", *workdir])
+  assert said in str(error.value)
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_tilde_is_the_user_s_folder(tmp_path, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setenv("HOME", str(tmp_path))
+  assert launch.run(["train", *TINY, "--config.train.steps=1", "--workdir=~/run"]) == 0
+  assert (tmp_path / "run" / "evaluation.json").exists()
+
+
+def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
+  """As after `| head`, or when Ctrl-C has ended `| tee` first."""
+  read, write = os.pipe()
+  os.close(read)
+  words = command("train", *TINY, "--config.train.steps=20", f"--workdir={tmp_path / 'run'}")
+  done = subprocess.run(words, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+  os.close(write)
+  assert (done.returncode, done.stderr) == (0, "")
+  assert (tmp_path / "run" / "evaluation.json").exists()
+
+
 def test_nothing_is_opened_that_could_run_code(tmp_path):
   """A pickle and a Python config in a run's folder: `evaluate` opens neither."""
   workdir = tmp_path / "run"

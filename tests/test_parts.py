@@ -47,3 +47,9 @@ def test_keys_reach_the_augmentation(tiny):
 def test_one_device_trains_with_the_faster_convolution(tiny):
   mine = parts.recipe(tiny, 10, 96).net.conv
   assert (mine is convolution.Conv) == (jax.device_count() == 1)
+
+
+def test_more_steps_than_are_counted_are_refused(tiny):
+  tiny.train.epochs = 2**31 // 12 + 1
+  with pytest.raises(UsageError, match="32-bit"):
+    parts.steps(tiny, 96)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 
+import jax
 import pytest
 from test_configs import SWEEPS
 
@@ -146,7 +147,13 @@ def test_a_broken_run_is_marked_in_one_line_and_passed(declared, trainer, tmp_pa
   assert "strided_cnn_a-colours-rate0.01-held_out-seed0" in trainer.trained
 
 
-@pytest.mark.parametrize("error", [errors.Busy("Another process"), errors.DiskFull("No space")])
+LOST = jax.errors.JaxRuntimeError("INTERNAL: an illegal memory access was encountered")
+LARGE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+@pytest.mark.parametrize(
+  "error", [errors.Busy("Another process"), errors.DiskFull("No space"), LOST]
+)
 def test_what_hinders_every_run_breaks_none(error, declared, trainer, tmp_path):
   trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": error}
   with pytest.raises(UsageError, match=str(error)):
@@ -155,6 +162,11 @@ def test_what_hinders_every_run_breaks_none(error, declared, trainer, tmp_path):
   assert not list((tmp_path / "s").glob("*.broken"))
   trainer.outcomes = {}
   assert go(declared, tmp_path / "s") == ("done", 0)
+
+
+def test_a_run_too_large_for_the_device_breaks_itself_alone(declared, trainer, tmp_path):
+  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": LARGE}
+  assert go(declared, tmp_path / "s") == ("done", 1)
 
 
 def test_a_dead_or_diverged_rate_is_not_chosen(declared, trainer, tmp_path):

@@ -6,6 +6,8 @@ A figure stands here only if a source confirms it; a cell without one is empty.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from allcnn_jax.errors import unknown
+
 Keys = Mapping[str, Any]
 
 
@@ -164,6 +166,12 @@ _TABLE4 = (
 def _pooled(name: str, pool: str) -> Row:
   keys = _PLAIN | {"model.name": "model_c", "model.pool": pool}
   return Row(name, "CIFAR-10", None, keys, _WHOLE | _C10)
+
+
+def check(table: str) -> None:
+  """Raises UsageError if there is no such table; "" is that of runs which fit none."""
+  if table not in TABLES:
+    raise unknown("table", table, filter(None, TABLES))
 
 
 TABLES: dict[str, Table] = {

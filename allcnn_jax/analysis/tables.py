@@ -11,11 +11,11 @@ from typing import NamedTuple
 import ml_collections
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.analysis import records
+from allcnn_jax.analysis import printed, records
 from allcnn_jax.analysis.printed import TABLES, Row
 from allcnn_jax.analysis.records import Group, Record
 from allcnn_jax.data import datasets
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
 
@@ -119,8 +119,8 @@ def make(runs: Sequence[Record], table: str | None = None) -> Made:
   Raises:
     UsageError: there is no such table.
   """
-  if table is not None and table not in TABLES:
-    raise unknown("table", table, TABLES)
+  if table is not None:
+    printed.check(table)
   shown = TABLES[fitting(runs) if table is None else table]
   machines: list[str] = []
   finals = [r for r in runs if not r.config.dataset.validation]
@@ -231,14 +231,14 @@ def _line(
   good = [r for r in members if r.status == "ok"]
   errors = [r.evaluation["error"] for r in good]
   error = statistics.mean(errors) if errors else None
-  printed, unlike = (row.error, _unlike(row, config)) if row else (None, None)
+  theirs, unlike = (row.error, _unlike(row, config)) if row else (None, None)
   parameters, multiply_adds = _cost(config)
   timed = [r for r in good if r.seconds]
   data = (config.dataset.name, config.dataset.augment)
   return Line(
     name,
     ", ".join(x for x in data if x != "none"),
-    printed,
+    theirs,
     error=error,
     deviation=statistics.stdev(errors) if len(errors) > 1 else None,
     n=len(good),
@@ -247,7 +247,7 @@ def _line(
     not_ended=status.count("not ended"),
     otherwise=status.count("evaluated otherwise"),
     epoch=max((r.epochs for r in good), default=None),
-    difference=None if unlike or None in (error, printed) else error - printed,
+    difference=None if unlike or None in (error, theirs) else error - theirs,
     parameters=parameters,
     printed_parameters=row.parameters if row else "",
     multiply_adds=multiply_adds,

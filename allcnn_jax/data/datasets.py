@@ -12,6 +12,7 @@ import contextlib
 import difflib
 import hashlib
 import io
+import os
 import re
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -247,7 +248,7 @@ def _read(name: str, split: str, data_dir: str) -> Dataset:
   if name == "digits":
     return _one_of(name, split, _digits())
   if name.startswith("npz:"):
-    return _one_of(name, split, _npz(name.removeprefix("npz:")))
+    return _one_of(name, split, _npz(os.path.expanduser(name.removeprefix("npz:"))))
   return _tfds(name, split, data_dir)
 
 
@@ -300,7 +301,8 @@ def _npz(path: str) -> dict[str, Dataset]:
     whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == images.shape[:1]
     if not whole or labels.min(initial=0) < 0 or labels.max(initial=0) >= _MOST_CLASSES:
       raise UsageError(
-        f"npz:{path}: {split}_labels must be {len(images)} integers from 0, below {_MOST_CLASSES}."
+        f"npz:{path}: {split}_labels must be {len(images)} integers from 0, below {_MOST_CLASSES}, "
+        f"of shape ({len(images)},), not {labels.dtype} {labels.shape}."
       )
     splits[split] = Dataset(images, labels.astype(np.int32), ())
   count = 1 + max(int(data.labels.max(initial=0)) for data in splits.values())

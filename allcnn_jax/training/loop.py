@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -288,7 +289,7 @@ def _given(
   """
   if not config.rule.start_from:
     return None
-  given = evaluate.restore(config.rule.start_from).variables
+  given = evaluate.restore(os.path.expanduser(config.rule.start_from)).variables
   own = jax.eval_shape(lambda: step_lib.init(recipe, channels)).variables["params"]
   if jax.tree.map(jnp.shape, given["params"]) != jax.tree.map(jnp.shape, own):
     raise UsageError(

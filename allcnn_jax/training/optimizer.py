@@ -7,6 +7,8 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, PyTree
 
+_NEVER = 2**31 - 1  # no run has so many steps
+
 
 def create(
   config: ml_collections.ConfigDict, steps_per_epoch: int, epochs: int
@@ -63,7 +65,8 @@ def schedule(
     up = optax.linear_schedule(0.0, config.learning_rate, top)
     down = optax.linear_schedule(config.learning_rate, 0.0, total - top)
     return optax.join_schedules([up, down], [top])
-  drops = {round(epoch * steps_per_epoch): 1 / config.drop_factor for epoch in config.drops}
+  steps = (min(round(epoch * steps_per_epoch), _NEVER) for epoch in config.drops)
+  drops = dict.fromkeys(steps, 1 / config.drop_factor)
   return optax.piecewise_constant_schedule(config.learning_rate, drops)
 
 

@@ -116,14 +116,17 @@ def steps(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int]:
   """Steps of an epoch and of the whole run, for `examples` training images.
 
   Raises:
-    UsageError: a batch is larger than that.
+    UsageError: a batch is larger than that, or the steps are too many to count.
   """
   batch = config.train.batch_size
   if batch > examples:
     raise UsageError(
       f"train.batch_size={batch} is more than the {examples} training images of {config.dataset.name}."
     )
-  return examples // batch, config.train.steps or config.train.epochs * (examples // batch)
+  total = config.train.steps or config.train.epochs * (examples // batch)
+  if total >= 2**31:
+    raise UsageError(f"{total} steps are more than a 32-bit integer counts: fewer epochs or steps.")
+  return examples // batch, total
 
 
 def periods(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int, int, int]:

@@ -29,6 +29,8 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
   Raises:
     UsageError: the run has not ended, was evaluated otherwise since, or something is in the folder.
   """
+  for told, path in (("workdir", workdir), ("output", output)):
+    files.check_place(path, f"--{told}={path}")
   workdir, output = epath.Path(workdir), epath.Path(output)
   trained = evaluate.restore(workdir)
   _, steps = parts.steps(trained.config, trained.examples)

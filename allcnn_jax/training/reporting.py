@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import time
@@ -133,9 +134,12 @@ def bar(start: int, total: int, unit: str) -> tqdm:
 
 
 def note(text: str) -> None:
-  """A line of its own, above any bar."""
-  tqdm.write(text)
-  sys.stdout.flush()
+  """A line of its own, above any bar; the run does not need a reader for it."""
+  try:
+    tqdm.write(text)
+    sys.stdout.flush()
+  except BrokenPipeError:  # Ctrl-C ends a `| tee` too, and `metrics.jsonl` has the numbers
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:

@@ -24,6 +24,7 @@ from allcnn_jax.nets import architectures
 from allcnn_jax.training import evaluate, loop, parts, reporting, sharding
 
 FILE = "sweep.json"
+_MEMORY = "RESOURCE_EXHAUSTED"  # which a run alone may be to blame for, no other runtime error
 # What a file of configs/ may say of its sweep.
 _DECLARED = ("units", "names", "rates", "held_out", "seeds", "table")
 
@@ -71,9 +72,7 @@ class Plan(NamedTuple):
     return Run(f"{unit}-rate{rate:g}{note}-seed{seed}", config)
 
 
-def plan(
-  declared: Mapping[str, Any], overrides: Mapping[str, Any], seeds: int | None = None
-) -> Plan:
+def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) -> Plan:
   """What a sweep file declares, with the keys set on the command line.
 
   Args:
@@ -87,11 +86,7 @@ def plan(
   Raises:
     UsageError: a value that is not allowed, or a data set that is not at hand.
   """
-  for key in declared:
-    if key not in _DECLARED:
-      raise unknown("part of a sweep", key, _DECLARED)
-  if not declared.get("units"):
-    raise UsageError("A sweep needs `units`, a list of configs.")
+  _check(declared)
   names = ("model.name", "dataset.name", *declared.get("names", ()))
   units = {}
   for unit in declared["units"]:
@@ -115,6 +110,22 @@ def plan(
       raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
   count = declared.get("seeds", 3) if seeds is None else seeds
   return Plan(units, rates, held_out, count, declared.get("table", ""))
+
+
+def _check(declared: Any) -> None:
+  """Raises UsageError if it is nothing that a sweep can be made of."""
+  if not isinstance(declared, Mapping):
+    raise UsageError(f"A sweep is a dict of {', '.join(_DECLARED)}.")
+  for key, value in declared.items():
+    if key not in _DECLARED:
+      raise unknown("part of a sweep", key, _DECLARED)
+    if key in ("units", "names", "rates") and not isinstance(value, (list, tuple)):
+      raise UsageError(f"{key} of a sweep must be a list, not {value!r}.")
+  if not declared.get("units"):
+    raise UsageError("A sweep needs `units`, a list of configs.")
+  for key in declared.get("names", ()):
+    if key not in config_lib.KEYS:
+      raise unknown("config key in names", key, config_lib.KEYS)
 
 
 def _plain(value: Any) -> str:
@@ -154,7 +165,7 @@ class _Sweep:
     self.costs = {unit: _Cost(plan, unit) for unit in units}
 
   def go(self) -> tuple[str, int]:
-    print(self._forecast(), flush=True)
+    reporting.note(self._forecast())
     runs = len(self.units) * (len(self.plan.rates) + self.plan.seeds)
     with reporting.bar(0, runs, "run") as bar:
       for unit in self.units:
@@ -213,6 +224,11 @@ class _Sweep:
     except Hindered:
       raise  # it is not the run that is broken
     except Exception as error:
+      if isinstance(error, jax.errors.JaxRuntimeError) and _MEMORY not in str(error):
+        said = str(error).partition("\n")[0]
+        raise Hindered(
+          f"{run.name}: the device failed ({said}). The same command goes on."
+        ) from error
       if not isinstance(error, UsageError):
         traceback.print_exc()
       line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
