@@ -266,6 +266,12 @@ def check(config: ml_collections.ConfigDict) -> None:
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "
       "colours on the scale of 'grey' and surrounds images with it."
     )
+  rule, clip_norm = config.rule.name, config.optimizer.clip_norm
+  if learning_rules.RULES[rule].manhattan and clip_norm:
+    raise UsageError(
+      f"optimizer.clip_norm={clip_norm}: rule.name={rule!r} takes the sign of every gradient, which "
+      "clipping would only make smaller, all alike: 0 leaves it out."
+    )
   stored = augmentation.stored_size(
     config.dataset.augment, architectures.ARCHITECTURES[config.model.name].image
   )

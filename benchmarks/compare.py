@@ -43,6 +43,10 @@ def main():
   )
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
+  # On an accelerator an epoch a call: nothing is due within one.
+  config.log.every_steps = config.evaluate.every_steps = config.checkpoint.every_steps = (
+    50_000 // flags.batch_size
+  )
   if jax.device_count() > 1:
     parser.error("the peer knows one device: choose one, such as by CUDA_VISIBLE_DEVICES=0.")
   try:

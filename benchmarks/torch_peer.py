@@ -21,7 +21,7 @@ from torch import nn
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from allcnn_jax.nets import architectures
 
-IMAGES = 12_800
+IMAGES = 50_000
 RATE = 1e-6  # ours, for the reason that analysis/benchmark.py gives
 COMPILED = {"plain": None, "compiled": "max-autotune", "one graph": "max-autotune-no-cudagraphs"}
 

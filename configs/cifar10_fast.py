@@ -39,5 +39,5 @@ def get_config():
 
   config.evaluate.every_steps = 195 * 5  # five epochs
   config.checkpoint.every_steps = 195 * 20
-  config.log.every_steps = 65  # a third of an epoch, and so many steps in one call of a GPU
+  config.log.every_steps = 39  # a fifth of an epoch, and so many steps in one call of a GPU
   return config

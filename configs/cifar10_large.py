@@ -60,5 +60,6 @@ def get_config(arg="cifar10"):
 
   config.evaluate = ml_collections.ConfigDict({"every_steps": 3900})  # ten epochs
   config.checkpoint = ml_collections.ConfigDict({"every_steps": 390, "keep": 2})  # one epoch
+  config.checkpoint.least_seconds = 300.0  # 620 MB each
   config.log = ml_collections.ConfigDict({"every_steps": 39})  # ten lines an epoch
   return config

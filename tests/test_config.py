@@ -90,3 +90,11 @@ def test_a_value_of_another_type_is_refused():
 def test_damaged_json_is_one_line():
   with pytest.raises(UsageError, match="JSON"):
     config_lib.from_json("{")
+
+
+def test_signs_are_not_clipped(tiny):
+  tiny.rule.name, tiny.optimizer.clip_norm = "batch_manhattan", 1.0
+  with pytest.raises(
+    UsageError, match=r"clip_norm=1\.0: rule\.name='batch_manhattan' takes the sign"
+  ):
+    config_lib.check(tiny)

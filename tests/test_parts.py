@@ -18,14 +18,6 @@ def test_keys_reach_the_rule(tiny):
   assert (rule.freeze_step, rule.penalty, rule.tracks_signs) == (12, 0.5, True)
 
 
-def test_signs_are_not_clipped(tiny):
-  tiny.rule.name, tiny.optimizer.clip_norm = "batch_manhattan", 1.0
-  with pytest.raises(
-    UsageError, match=r"clip_norm=1\.0: rule\.name='batch_manhattan' takes the sign"
-  ):
-    parts.recipe(tiny, 10, 96)
-
-
 def test_feedback_weights_have_the_variance_asked_for_and_change_with_the_seed(tiny):
   tiny.rule.name, tiny.rule.feedback_init, tiny.model.width = "fa", "gaussian_0.05", 0.2
   found = []

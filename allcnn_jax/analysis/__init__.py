@@ -1,1 +1,1 @@
-"""WHAT was learned. Imports the other rooms; only the launcher imports it."""
+"""WHAT was learned. Imports the other rooms; none of them imports it."""

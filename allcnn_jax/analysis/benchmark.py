@@ -23,7 +23,7 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.analysis import roofline
-from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.data import datasets
 from allcnn_jax.training import evaluate, machine, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
 
@@ -139,7 +139,8 @@ def benchmark(
 
   Returns:
     What is written to `output`: times in seconds, rates a second, sizes in bytes.
-    `first_step_seconds` counts from the start of the process to the end of the first call.
+    `first_step_seconds` counts from the start of the process to the end of the first call, and so
+    does `peak_memory`: on a GPU the compiler's trials are in it, unless `compiled_from_cache`.
 
   Raises:
     UsageError: the config cannot be run here, or `output` or `profile` cannot be written.
@@ -209,7 +210,7 @@ def _random_images(
   """Images as training has them on the device: of a set that is streamed a batch."""
   n, size, kind = config.train.batch_size, image, jnp.float32
   if not sizes.varies:
-    size = augmentation.stored_size(config.dataset.augment, image)
+    size = parts.stored(config)
     n = max(n, min(_EXAMPLES, _BYTES // (4 * math.prod(size))))
     kind = parts.stored_type(config)
 

@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.analysis import hlo, targets
-from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.data import datasets
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts, sharding
 from allcnn_jax.training import step as step_lib
@@ -150,7 +150,6 @@ def compile(
   sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
   lowered = _lowered(config, sizes, sharding.mesh(devices))
   images = config.train.batch_size // len(devices)
-  table = parts.network(config, sizes.classes).table
   compiled = Compiled(
     topology,
     len(devices),
@@ -164,7 +163,7 @@ def compile(
     ),
     tuple(
       Padding(r.name, r.size[2], -(-r.size[2] // _LANES) * _LANES)
-      for r in architectures.trace(table, parts.image(config))
+      for r in parts.layers(config)
       if target.kind == "tpu" and isinstance(r.layer, architectures.Conv | architectures.Dense)
     ),
   )
@@ -194,7 +193,7 @@ def _lowered(
   image = parts.image(config)
   kind = jnp.float32
   if not sizes.varies:
-    image = augmentation.stored_size(config.dataset.augment, image)
+    image = parts.stored(config)
     kind = parts.stored_type(config)
   rows = zeros((examples, math.prod(image)), kind)
   data = placed(step_lib.Stored(rows, zeros((examples,)), image))

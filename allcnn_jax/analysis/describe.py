@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import ml_collections
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.data import datasets
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
 
@@ -15,9 +14,7 @@ _HEADER = ("layer", "", "output", "field", "stride", "parameters", "multiply-add
 def rows(config: ml_collections.ConfigDict) -> list[architectures.Row]:
   """The layers of a config's network, with sizes for the images that it takes."""
   config_lib.check(config)
-  num_classes = datasets.num_classes(config.dataset.name, config.dataset.data_dir)
-  net = parts.network(config, num_classes)
-  return architectures.trace(net.table, parts.image(config))
+  return parts.layers(config)
 
 
 def _kind(layer: architectures.Layer) -> str:

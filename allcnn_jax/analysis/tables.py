@@ -14,7 +14,6 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import printed, records
 from allcnn_jax.analysis.printed import TABLES, Row
 from allcnn_jax.analysis.records import Group, Record
-from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
@@ -283,8 +282,7 @@ def _epoch_seconds(run: Record) -> float:
 def _cost(config: ml_collections.ConfigDict) -> tuple[int | None, int | None]:
   """Parameters and multiply-adds of a config's network; None if its set is not at hand."""
   try:
-    classes = datasets.num_classes(config.dataset.name, config.dataset.data_dir)
-    rows = architectures.trace(parts.network(config, classes).table, parts.image(config))
+    rows = parts.layers(config)
   except UsageError:
     return None, None
   return sum(r.parameters for r in rows), sum(r.multiply_adds for r in rows)

@@ -17,13 +17,11 @@ class Target(NamedTuple):
   """A machine.
 
   Attributes:
-    name: CHIP:SHAPE.
     kind: "tpu" or "gpu".
     memory: of each device, bytes that a run can have.
     devices: what `jax.sharding.Mesh` takes.
   """
 
-  name: str
   kind: str
   memory: float
   devices: list[Any]
@@ -111,9 +109,9 @@ def target(name: str) -> Target:
   """
   chip, _, shape = name.partition(":")
   if chip in _GPUS and shape in _NODES:
-    return Target(name, "gpu", _JAX_TAKES * _GPUS[chip].memory, _gpus(_GPUS[chip], shape))
+    return Target("gpu", _JAX_TAKES * _GPUS[chip].memory, _gpus(_GPUS[chip], shape))
   if chip in _TPUS and (devices := _tpus(name)):
-    return Target(name, "tpu", _TPUS[chip].memory, devices)
+    return Target("tpu", _TPUS[chip].memory, devices)
   shapes = {chip: tpu.shapes for chip, tpu in _TPUS.items()} | dict.fromkeys(_GPUS, _NODES)
   known = ", ".join(f"{chip}:{shape}" for chip in shapes for shape in shapes[chip])
   raise UsageError(f"Unknown topology {name!r}. Known: {known}.")

@@ -170,6 +170,8 @@ def num_classes(name: str, data_dir: str = "") -> int:
   Raises:
     UsageError: the set is unknown or has no classes.
   """
+  if name in _SIZES:
+    return _SIZES[name].classes
   if not _in_tfds(name):
     return len(_read(name, "test", data_dir).classes)
   return _label(name, _builder(name, data_dir)).num_classes

@@ -109,7 +109,7 @@ def fit_zca(images: Images, bias: float = 0.1) -> Zca:
 class Preprocessor(Protocol):
   """What is done to raw images before a network sees them.
 
-  `fit` makes one from training images; `arrays` and the constructor keep it on disk. `apply`
+  A class's `fit` makes one from training images; its fields are what is kept on disk. `apply`
   takes raw images to float32, `invert` takes them back as far as that goes, and `undo` is the
   linear part of `invert`, for pictures of gradients.
   """

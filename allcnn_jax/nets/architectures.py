@@ -8,7 +8,7 @@ Two papers print the tables:
 
 A table is a tuple of layers and can be held beside the page. The derived networks of [S15] are
 derived here as the paper derives them: `strided`, `conv_pool` and `all_conv` take a base table
-and return another. Nothing in this file computes; `model.py` runs a table, `trace` measures one.
+and return another. Nothing here touches an array; `model.py` runs a table, `trace` measures one.
 """
 
 import dataclasses

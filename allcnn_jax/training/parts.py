@@ -31,6 +31,21 @@ def network(config: ml_collections.ConfigDict, num_classes: int) -> model.ConvNe
   return model.create(choices.pop("name"), num_classes, dtype=dtype, **choices)
 
 
+def layers(config: ml_collections.ConfigDict) -> list[architectures.Row]:
+  """The layers of a config's network, with what each costs for one image.
+
+  Raises:
+    UsageError: its data set is not at hand.
+  """
+  classes = datasets.num_classes(config.dataset.name, config.dataset.data_dir)
+  return architectures.trace(network(config, classes).table, image(config))
+
+
+def stored(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+  """Height, width and channels of the images that a run keeps."""
+  return augmentation.stored_size(config.dataset.augment, image(config))
+
+
 def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
   """The same net, variables and all, with the faster convolutions if it runs on one device.
 
@@ -55,22 +70,12 @@ def read_images(
     UsageError: as `datasets.load`; of sets whose images vary in size too, which are streamed.
   """
   name, held_out, data_dir = data_set(config, name)
-  stored = augmentation.stored_size(config.dataset.augment, image(config))
-  return datasets.load(name, split, stored, validation=held_out, data_dir=data_dir)
+  return datasets.load(name, split, stored(config), validation=held_out, data_dir=data_dir)
 
 
 def rule(config: ml_collections.ConfigDict, steps_per_epoch: int) -> learning_rules.Rule:
-  """The learning rule of a config's section `rule`.
-
-  Raises:
-    UsageError: it takes the gradients' signs, and they are to be clipped.
-  """
-  c, clip_norm = config.rule, config.optimizer.clip_norm
-  if learning_rules.RULES[c.name].manhattan and clip_norm:
-    raise UsageError(
-      f"optimizer.clip_norm={clip_norm}: rule.name={c.name!r} takes the sign of every gradient, which "
-      "clipping would only make smaller, all alike: 0 leaves it out."
-    )
+  """The learning rule of a config's section `rule`."""
+  c = config.rule
   return learning_rules.create(
     c.name,
     feedback_init=c.feedback_init,

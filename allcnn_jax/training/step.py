@@ -236,11 +236,11 @@ def train_steps(
 
 
 def unrolled(count: int) -> int:
-  """How many steps a round of the loop of `train_steps` has: two if that divides their count.
+  """How many steps a round of the loop of `train_steps` has: two or three, if that divides them.
 
-  XLA then rounds the weights to the compute type where the first step makes them.
+  XLA then rounds the weights to the compute type where the step before makes them.
   """
-  return 1 if count % 2 else 2
+  return next((n for n in (2, 3) if count % n == 0), 1)
 
 
 class Sums(NamedTuple):

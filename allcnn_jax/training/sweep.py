@@ -18,9 +18,8 @@ from etils import epath
 
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
-from allcnn_jax.data import augmentation, datasets
+from allcnn_jax.data import datasets
 from allcnn_jax.errors import Hindered, UsageError, unknown
-from allcnn_jax.nets import architectures
 from allcnn_jax.training import evaluate, loop, parts, reporting, sharding
 
 FILE = "sweep.json"
@@ -277,9 +276,7 @@ class _Cost:
     config = plan.units[unit]
     sharding.check_batch_size(config.train.batch_size)
     data = (config.dataset.name, config.dataset.data_dir)
-    net = parts.network(config, datasets.num_classes(*data))
-    traced = architectures.trace(net.table, parts.image(config))
-    self._multiply_adds = sum(row.multiply_adds for row in traced)
+    self._multiply_adds = sum(row.multiply_adds for row in parts.layers(config))
     self._examples = {
       n: datasets.training_images(data[0], n, data[1])
       for n in {plan.held_out.get(unit, 0), config.dataset.validation, 0}
@@ -305,7 +302,7 @@ class _Cost:
 def _shared(config: ml_collections.ConfigDict) -> str:
   """Where what is fitted to a run's images is kept once for all runs on the same images."""
   c = config.dataset
-  size = "x".join(map(str, augmentation.stored_size(c.augment, parts.image(config))))
+  size = "x".join(map(str, parts.stored(config)))
   return f"preprocessing/{_plain(c.name)}-{size}-held_out{c.validation}-{c.preprocessing}"
 
 
