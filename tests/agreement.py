@@ -43,7 +43,7 @@ def recipe(rule):
     augment=augmentation.KINDS["shift_flip"],
     size=SIZE,
     batch_size=BATCH,
-    split=sharding.split(sharding.mesh()),
+    batch_sharding=sharding.batch_sharding(sharding.mesh()),
     rule=learning_rules.create(rule),
   )
 
@@ -68,7 +68,7 @@ def integers(recipe, images):
 
   @functools.partial(jax.jit, out_shardings=place)
   def masks(x):
-    x = jax.lax.with_sharding_constraint(x, recipe.split)
+    x = jax.lax.with_sharding_constraint(x, recipe.batch_sharding)
     rngs = {"dropout": randomness.key(SEED, "dropout", 7)}
     return nn.Dropout(0.5, deterministic=False).apply({}, x, rngs=rngs)
 
@@ -101,7 +101,7 @@ def flat(tree):
 
 def main(out, folder=None):
   sharding.start()
-  assert sharding.split(sharding.mesh()).shard_shape((64,)) == (64 // jax.device_count(),)
+  assert sharding.batch_sharding(sharding.mesh()).shard_shape((64,)) == (64 // jax.device_count(),)
   images, found = data(), {}
   found |= {f"exact/{k}": v for k, v in integers(recipe("bp"), images).items()}
   for rule in ("bp", "fa"):

@@ -158,8 +158,8 @@ def test_every_rule_keeps_the_forward_pass_of_a_net(name, net, variables, x):
 def recipe(rule, dtype=jnp.float32):
   net = model.ConvNet(TABLE, dtype=dtype)
   decay = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.2))
-  split = sharding.split(sharding.mesh())
-  return step_lib.Recipe(0, net, decay, augmentation.KINDS["none"], (12, 12), 4, split, rule)
+  over_devices = sharding.batch_sharding(sharding.mesh())
+  return step_lib.Recipe(0, net, decay, augmentation.KINDS["none"], (12, 12), 4, over_devices, rule)
 
 
 def train(recipe, steps):

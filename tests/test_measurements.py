@@ -33,9 +33,16 @@ def params(batch):
 
 def recipe(name, **choices):
   rule = learning_rules.create(name, **choices)
-  split = sharding.split(sharding.mesh())
+  over_devices = sharding.batch_sharding(sharding.mesh())
   return step_lib.Recipe(
-    0, model.ConvNet(TABLE), optax.sgd(0.1), augmentation.KINDS["none"], (8, 8), 16, split, rule
+    0,
+    model.ConvNet(TABLE),
+    optax.sgd(0.1),
+    augmentation.KINDS["none"],
+    (8, 8),
+    16,
+    over_devices,
+    rule,
   )
 
 

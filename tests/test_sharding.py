@@ -12,7 +12,7 @@ from allcnn_jax.training import sharding
 def test_a_batch_is_split_and_weights_are_not():
   mesh = sharding.mesh()
   n = jax.device_count()
-  assert sharding.split(mesh).shard_shape((8 * n, 3)) == (8, 3)
+  assert sharding.batch_sharding(mesh).shard_shape((8 * n, 3)) == (8, 3)
   assert sharding.replicated(mesh).shard_shape((8 * n, 3)) == (8 * n, 3)
 
 

@@ -28,7 +28,7 @@ def recipe():
     augment=augmentation.KINDS["shift_flip"],
     size=(32, 32),
     batch_size=4,
-    split=sharding.split(sharding.mesh()),
+    batch_sharding=sharding.batch_sharding(sharding.mesh()),
   )
 
 

@@ -73,7 +73,7 @@ class Rounds:
     on_cpu, given, steps = jax.default_backend() == "cpu", (), 1
     if sizes.varies:
       step, batch = step_lib.train_batch, data.take(slice(recipe.batch_size))
-      self._inputs = (jax.device_put(batch, recipe.split),)
+      self._inputs = (jax.device_put(batch, recipe.batch_sharding),)
     else:
       step, n = step_lib.train_step, len(data.labels)
       self._inputs = (data, step_lib.epoch_order(recipe.seed, 0, n))
@@ -163,7 +163,7 @@ def benchmark(
   median = statistics.median(rates)
   limits = roofline.ceilings(recipe.net.dtype)
   layers = roofline.layers(recipe, run.image[2], limits)
-  devices = recipe.split.mesh.size
+  devices = recipe.batch_sharding.mesh.size
   flops = sum(row.flops for row in layers) / (recipe.batch_size // devices)
   found = {
     "network": config.model.name,

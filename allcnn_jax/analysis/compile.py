@@ -203,7 +203,7 @@ def _lowered(
 
   n = config.train.batch_size
   batch = step_lib.Images(zeros((n, *image), kind), zeros((n,)))
-  batch = placed(batch, sharding.split(mesh))
+  batch = placed(batch, sharding.batch_sharding(mesh))
   evaluation = {
     "evaluation": (
       1,

@@ -95,7 +95,7 @@ def layers(recipe: step_lib.Recipe, channels: int, limits: Ceilings) -> list[Lay
     limits: as `ceilings` measured them.
   """
   size = (*recipe.size, channels)
-  batch_size = recipe.batch_size // recipe.split.mesh.size
+  batch_size = recipe.batch_size // recipe.batch_sharding.mesh.size
   repeats = 1 if jax.default_backend() == "cpu" else _REPEATS
   found: list[Layer] = []
   for row in architectures.trace(recipe.net.table, size):

@@ -111,7 +111,7 @@ def recipe(
     augment=augment(config),
     size=image(config)[:2],
     batch_size=config.train.batch_size,
-    split=sharding.split(mesh),
+    batch_sharding=sharding.batch_sharding(mesh),
     rule=rule(config, steps_per_epoch),
     plain_from=max(config.train.epochs - plain, 0) * steps_per_epoch if plain else None,
   )

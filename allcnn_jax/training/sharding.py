@@ -139,7 +139,7 @@ def everywhere(f: Callable[..., PyTree], **options: Any) -> Callable[..., PyTree
   return jax.jit(f, out_shardings=replicated(mesh()), **options)
 
 
-def split(mesh: Mesh) -> NamedSharding:
+def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The first dimension divided among the devices."""
   return NamedSharding(mesh, PartitionSpec(_AXIS))
 
@@ -170,5 +170,5 @@ def replicate(tree: PyTree) -> PyTree:
 
 def from_process(rows: PyTree) -> PyTree:
   """The whole batch, of which this process holds its own `rows` alone, over the devices."""
-  place = split(mesh())
+  place = batch_sharding(mesh())
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), rows)

@@ -99,7 +99,7 @@ def _cutter(mesh: Mesh, size: int) -> Callable[..., Any]:
     rows, n = start + jnp.arange(size), len(data.labels)
     return data.take(jnp.minimum(rows, n - 1)), rows < n
 
-  return jax.jit(cut, out_shardings=sharding.split(mesh))
+  return jax.jit(cut, out_shardings=sharding.batch_sharding(mesh))
 
 
 class Resident:

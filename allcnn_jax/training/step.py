@@ -103,7 +103,7 @@ class Recipe(flax.struct.PyTreeNode):
     augment: what is done to a training batch.
     size: height and width of the network's input.
     batch_size: images a step.
-    split: how a batch is laid out over the devices.
+    batch_sharding: how a batch is laid out over the devices.
     rule: how errors go back and what is done to the weights after a step.
     plain_from: the step from which on images are not augmented any more; None: none.
   """
@@ -114,7 +114,7 @@ class Recipe(flax.struct.PyTreeNode):
   augment: augmentation.Augmentation = _compiled_in()
   size: tuple[int, int] = _compiled_in()
   batch_size: int = _compiled_in()
-  split: NamedSharding = _compiled_in()
+  batch_sharding: NamedSharding = _compiled_in()
   rule: learning_rules.Rule = _compiled_in(default=learning_rules.RULES["bp"])
   plain_from: int | None = _compiled_in(default=None)
 
@@ -163,7 +163,7 @@ def batch_at(recipe: Recipe, data: Stored, order: Int[Array, " n"], step: Int[Ar
   """The augmented batch of a step. An epoch's last images that fill no batch are left out."""
   position = step % (len(order) // recipe.batch_size) * recipe.batch_size
   rows = jax.lax.dynamic_slice_in_dim(order, position, recipe.batch_size)
-  batch = jax.lax.with_sharding_constraint(data.take(rows), recipe.split)
+  batch = jax.lax.with_sharding_constraint(data.take(rows), recipe.batch_sharding)
 
   def augmented(images):
     return recipe.augment.apply(randomness.key(recipe.seed, "augment", step), images, recipe.size)
