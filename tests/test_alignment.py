@@ -102,7 +102,7 @@ def test_learning_curves_leave_dead_runs_out_where_others_are_there():
     [[20, 40], [40, 80]],
   ]
   assert chart.caption.endswith(
-    "dead and diverged runs are left out where others are there. Runs: fa: 1, bp: 1."
+    "have not ended are left out where others are there. Runs: fa: 1, bp: 1."
   )
 
 

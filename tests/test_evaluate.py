@@ -1,5 +1,6 @@
 import json
 import math
+import os
 
 import jax
 import jax.numpy as jnp
@@ -53,9 +54,9 @@ def test_every_image_counts_once_at_any_batch_size(case, batch_size):
 def test_where_no_result_can_stand_nothing_is_evaluated(tiny, tmp_path, monkeypatch):
   tiny.train.steps = 1
   loop.train(tiny, tmp_path / "run")
-  monkeypatch.setattr(evaluate.os, "access", lambda *_: False)
+  monkeypatch.setattr(os, "access", lambda *_: False)
   monkeypatch.setattr(evaluate, "evaluate", None)
-  with pytest.raises(UsageError, match="may not be written to"):
+  with pytest.raises(UsageError, match="cannot be written: Permission"):
     evaluate.from_workdir(tmp_path / "run")
 
 

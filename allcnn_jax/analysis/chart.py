@@ -89,6 +89,6 @@ def learning(
       panels.append(Panel(title, "error, %", curves, logarithmic))
   counts = ", ".join(f"{label}: {len(alive)}" for label, alive in found)
   return panels, (
-    "the mean over runs that differ in their seed, shaded by their standard deviation; dead and "
-    f"diverged runs are left out where others are there. Runs: {counts}."
+    "the mean over runs that differ in their seed, shaded by their standard deviation; runs that are "
+    f"dead, have diverged or have not ended are left out where others are there. Runs: {counts}."
   )

@@ -15,7 +15,6 @@ from allcnn_jax.training import evaluate, reporting, sweep
 # What a report writes into a folder of records, and a sweep into its own.
 REPORT = "report.json"
 NO_RECORDS = (REPORT, sweep.FILE)
-_MACHINE = ("command", "environment", "hardware", "versions", "commit", "date")
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", *config_lib.QUIET)
 
@@ -166,7 +165,7 @@ def _of_file(path: epath.Path) -> Record:
     values = files.checked(json.loads(path.read_text()), needed)
     config = config_lib.from_json(json.dumps(values["config"]))
     metrics = [files.checked(x, reporting.LINE) for x in values["metrics"]]
-    kept = {k: values[k] for k in _MACHINE if k in values}
+    kept = {k: v for k, v in values.items() if k not in needed}
     return Record(config, metrics, values["evaluation"], kept, path.stem)
   except ValueError as error:
     raise UsageError(f"{path} is no record of a run: {error}") from None

@@ -28,13 +28,13 @@ Images = Float[np.ndarray | jax.Array, "n h w c"]
 Raw = UInt8[np.ndarray | jax.Array, "n h w c"]
 
 
-def global_contrast_normalize(images: Raw, scale: float = 55.0, smallest: float = 1e-8) -> Images:
-  """Each image less its mean over all values, divided by its L2 norm, times `scale`.
+def global_contrast_normalize(images: Raw) -> Images:
+  """Each image less its mean over all values, divided by its L2 norm, times 55, as in pylearn2.
+
+  Norms below 1e-8 count as 1, so that a constant image becomes zeros.
 
   Args:
     images: uint8 (N, H, W, C).
-    scale: the norm of the result, 55 in pylearn2's recipe.
-    smallest: norms below it count as 1, so that a constant image becomes zeros.
 
   Returns:
     float32 (N, H, W, C).
@@ -42,7 +42,7 @@ def global_contrast_normalize(images: Raw, scale: float = 55.0, smallest: float 
   x = images.astype(np.float32)
   x -= x.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
   norm = np.sqrt(np.sum(np.square(x), axis=(1, 2, 3), keepdims=True, dtype=np.float64))
-  return x * (scale / np.where(norm < smallest, 1.0, norm)).astype(np.float32)
+  return x * (55 / np.where(norm < 1e-8, 1.0, norm)).astype(np.float32)
 
 
 def _in_chunks(write: Callable[[Any, np.ndarray], None], images: Images | Raw) -> Images:
@@ -85,18 +85,17 @@ class Zca:
     return self.undo(x) + self.mean.reshape(x.shape[1:])
 
 
-def fit_zca(images: Images, bias: float = 0.1) -> Zca:
+def fit_zca(images: Images) -> Zca:
   """ZCA whitening of contrast-normalised images, as pylearn2 fits it.
 
-  With the covariance X'X / N + bias I = E diag(lambda) E' of the centred images X.
+  With the covariance X'X / N + 0.1 I = E diag(lambda) E' of the centred images X.
 
   Args:
     images: float32 (N, H, W, C).
-    bias: added to the diagonal before the eigendecomposition.
   """
   x = images.reshape(len(images), -1)
   mean = x.mean(axis=0, dtype=np.float64)
-  covariance = bias * np.eye(x.shape[1])
+  covariance = 0.1 * np.eye(x.shape[1])
   for i in range(0, len(x), _CHUNK):
     part = x[i : i + _CHUNK] - mean  # float64
     covariance += part.T @ part / len(x)

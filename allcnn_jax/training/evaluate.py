@@ -2,7 +2,6 @@
 
 import functools
 import math
-import os
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import checkpoints, parts, sharding, sources
+from allcnn_jax.training import checkpoints, parts, reporting, sharding, sources
 from allcnn_jax.training import step as step_lib
 
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
@@ -83,12 +82,15 @@ def status(loss: float, num_classes: int) -> str:
   return "dead" if _DEAD[0] < loss - math.log(num_classes) < _DEAD[1] else "ok"
 
 
+def _path(workdir: epath.PathLike) -> epath.Path:
+  return epath.Path(workdir) / "evaluation.json"
+
+
 def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
   """Writes `evaluation.json`, for all processes; a loss that is no number becomes null."""
   if not sharding.is_first():
     return
-  path = epath.Path(workdir) / "evaluation.json"
-  files.write_json(path, files.json_values(values), str(path))
+  files.write_json(_path(workdir), files.json_values(values), str(_path(workdir)))
 
 
 def read(workdir: epath.PathLike) -> dict[str, Any]:
@@ -97,7 +99,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
   Raises:
     UsageError: it is damaged.
   """
-  path = epath.Path(workdir) / "evaluation.json"
+  path = _path(workdir)
   needed = {"dataset": str, "split": str, "error": float | None, "step": int, "status": str}
   return files.read_json(path, needed) if path.exists() else {}
 
@@ -199,8 +201,7 @@ def from_workdir(
     UsageError: something is missing, damaged, or does not fit the network.
   """
   trained = restore(workdir, step)
-  if not files.is_bucket(workdir) and not os.access(workdir, os.W_OK):
-    raise UsageError(f"{workdir} may not be written to, where the result would stand.")
+  files.check_file(_path(workdir), str(_path(workdir)))
   split = split or parts.eval_split(trained.config, dataset)
   if views and trained.config.dataset.augment == "none":
     raise UsageError(
@@ -218,7 +219,7 @@ def from_workdir(
   damaged = source.damaged()
   assert scores.examples + len(damaged) == source.examples, f"{scores.examples=} {damaged=}"
   for name in damaged:
-    print(f"damaged, left out: {split} {name}")
+    reporting.note(reporting.left_out(split, name))
   values = summary(
     scores, trained.step, split, dataset or trained.config.dataset.name, len(trained.classes)
   )

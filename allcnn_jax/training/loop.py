@@ -1,6 +1,7 @@
 """The clock of a run: when to log, evaluate, save and stop."""
 
 import contextlib
+import functools
 import json
 import math
 import os
@@ -219,10 +220,14 @@ class _Run:
     report.evaluation(step, self.split, scores.loss, scores.error)
     return scores
 
+  @functools.cached_property
+  def _first(self) -> step_lib.Images:
+    return self.train_images.first(self.config.train.batch_size)
+
   def _measure(self, report: reporting.Reporter, step: int) -> None:
     """Measures how errors align, on the same images each time: the first ones, unaugmented."""
-    batch = self.train_images.first(self.config.train.batch_size)
-    found = jax.device_get(measurements.measure(self.recipe, self.state.variables, batch))
+    found = measurements.measure(self.recipe, self.state.variables, self._first)
+    found = jax.device_get(found)
     report.alignment(step, {name: float(x) for name, x in found.items() if math.isfinite(x)})
 
   def _finish(self, report: reporting.Reporter, step: int, scores: evaluate.Scores) -> Outcome:

@@ -37,7 +37,7 @@ def create(
   """
   rate = schedule(config, steps_per_epoch, epochs)
   decay = optax.add_decayed_weights(
-    config.weight_decay, mask=None if config.decay_bias else _kernels
+    config.weight_decay, mask=None if config.decay_bias else _are_kernels
   )
   clip = _clip(config.clip_norm) if config.clip_norm else optax.identity()
   momentum = optax.trace(config.momentum, nesterov=config.nesterov)
@@ -129,5 +129,5 @@ def _clip(largest: float) -> optax.GradientTransformation:
   return optax.stateless(lambda gradient, _: scale(gradient))
 
 
-def _kernels(params):
+def _are_kernels(params):
   return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

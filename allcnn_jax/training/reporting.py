@@ -97,7 +97,7 @@ class Reporter:
     """Tells of records that could not be read and were left out."""
     for record in records:
       self._write(step, {"split": split, "damaged": record})
-      self.note(_left_out(split, record))
+      self.note(left_out(split, record))
 
   def note(self, text: str) -> None:
     """A line of its own, above the bar."""
@@ -169,7 +169,8 @@ def seconds(lines: list[dict[str, Any]], batch_size: int) -> float:
   return sum(took, start=0.0)
 
 
-def _left_out(split: str, record: str) -> str:
+def left_out(split: str, record: str) -> str:
+  """What is said of a record that could not be read."""
   return f"damaged, left out: {split} {record}"
 
 
@@ -178,7 +179,7 @@ class Silent:
 
   def damaged(self, step: int, split: str, records: Sequence[str]) -> None:
     for record in records:
-      note(_left_out(split, record))
+      note(left_out(split, record))
 
   def __getattr__(self, name: str) -> Callable[..., None]:
     return lambda *args: None
