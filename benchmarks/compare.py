@@ -19,7 +19,9 @@ import jax
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
+from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
+from allcnn_jax.training import parts
 from benchmarks import output
 from configs import cifar10
 
@@ -43,13 +45,12 @@ def main():
   )
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
-  # On an accelerator an epoch a call: nothing is due within one.
-  config.log.every_steps = config.evaluate.every_steps = config.checkpoint.every_steps = (
-    50_000 // flags.batch_size
-  )
   if jax.device_count() > 1:
     parser.error("the peer knows one device: choose one, such as by CUDA_VISIBLE_DEVICES=0.")
   try:
+    # On an accelerator an epoch a call: nothing is due within one.
+    an_epoch, _ = parts.steps(config, datasets.sizes(config.dataset.name).train)
+    config.log.every_steps = config.evaluate.every_steps = config.checkpoint.every_steps = an_epoch
     ours = benchmark.Rounds(config)
   except UsageError as error:
     parser.error(str(error))
