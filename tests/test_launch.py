@@ -160,11 +160,11 @@ OWN = [  # (a config file of a user's, words, what the line must say)
   ("def get_config(): return {}['big']", ["describe"], "KeyError('big')"),
   ("{config}; c.optimizer = 'adam'; return c", ["describe"], "optimizer"),
   ("{sweep}[get_config()]", ["sweep"], "A sweep is a dict of units, names"),
-  ("{sweep}dict(units=get_config())", ["sweep"], "units of a sweep must be a list"),
+  ("{sweep}dict(units=get_config())", ["sweep"], "units of a sweep must be list"),
   ("{sweep}dict(units=[])", ["sweep"], "needs `units`"),
   ("{sweep}dict(units=[get_config()], names='rule.name')", ["sweep"], "names of a sweep must be"),
   ("{sweep}dict(units=[get_config()], names=('rule.nam',))", ["sweep"], "Did you mean 'rule.name'"),
-  ("{sweep}dict(units=[get_config()], rates=0.1)", ["sweep"], "rates of a sweep must be a list"),
+  ("{sweep}dict(units=[get_config()], rates=0.1)", ["sweep"], "rates of a sweep must be list"),
   ("{sweep}dict(units=[get_config()], table='table5')", ["sweep"], "Unknown table 'table5'"),
   ("{sweep}dict(units=[get_config()], seed=1)", ["sweep"], "Did you mean 'seeds'"),
 ]

@@ -27,10 +27,34 @@ def test_devices_stand_process_by_process_however_their_chips_are_laid():
 
 
 def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
-  monkeypatch.setattr(jax, "device_count", lambda: 3)
+  monkeypatch.setattr(jax, "devices", lambda: jax.local_devices()[:1] * 3)
   sharding.check_batch_size(9)
   with pytest.raises(UsageError, match="3 devices"):
     sharding.check_batch_size(8)
+
+
+@pytest.mark.parametrize(
+  ("error", "said"),
+  [
+    (
+      RuntimeError("Backend 'gpus' is not known (set JAX_PLATFORMS='' to choose)"),
+      "is not known.$",
+    ),
+    (AssertionError(), "no working plugin"),  # all that JAX says of CUDA where none is installed
+  ],
+)
+def test_a_platform_that_is_not_there_is_wrong_use(error, said, monkeypatch):
+  def devices():
+    raise error
+
+  monkeypatch.setattr(jax, "devices", devices)
+  monkeypatch.setenv("JAX_PLATFORMS", "gpus")
+  for asks in (sharding.mesh, lambda: sharding.check_batch_size(8)):
+    with pytest.raises(UsageError, match=f"JAX_PLATFORMS=gpus: .*{said}"):
+      asks()
+  monkeypatch.delenv("JAX_PLATFORMS")  # then it is no wish of the user's that fails
+  with pytest.raises(type(error)):
+    sharding.mesh()
 
 
 @pytest.mark.parametrize(

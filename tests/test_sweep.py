@@ -283,10 +283,18 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
     ({"train.batch_size": 80}, "more than the 72"),
     ({"model.width": 0.0}, "above 0"),
     ({"dataset.name": "npz:none.npz"}, "no such file"),
+    ({"seed": 2**32 - 1}, "below 2.32"),
   ):
     with pytest.raises(UsageError, match=said):
       sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
-  for wrong, said in (({"rate": (0.1,)}, "Did you mean 'rates'"), ({"units": []}, "needs `units`")):
+  for wrong, said in (
+    ({"rate": (0.1,)}, "Did you mean 'rates'"),
+    ({"units": []}, "needs `units`"),
+    ({"units": "all_cnn_a"}, "list or tuple, not 'all_cnn_a'"),
+    ({"seeds": 2.5}, "must be int, not 2.5"),
+    ({"rates": (0.1, "fast")}, "not 'fast'"),
+    ({"rates": (0.1, -1)}, "a number from 0"),
+  ):
     with pytest.raises(UsageError, match=said):
       sweep.plan({**declared, **wrong}, {})
   for index in (-1, 2):

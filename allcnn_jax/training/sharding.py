@@ -114,6 +114,22 @@ def agreement() -> Callable[[], bool]:
   return lambda: multihost_utils.reached_preemption_sync_point(next(calls))
 
 
+def all_devices() -> list[Any]:
+  """All devices of the job.
+
+  Raises:
+    UsageError: JAX_PLATFORMS asks for what is not there.
+  """
+  try:
+    return jax.devices()
+  except (RuntimeError, AssertionError) as error:  # the latter where no plugin works
+    asked = os.environ.get("JAX_PLATFORMS")
+    if joined() or not asked:
+      raise
+    why = str(error).partition(" (set JAX_PLATFORMS")[0] or "JAX has no working plugin for it"
+    raise UsageError(f"JAX_PLATFORMS={asked}: {why}.") from None
+
+
 def mesh(devices: Sequence[Any] | None = None) -> Mesh:
   """All devices, or those given, in a row, process by process.
 
@@ -121,8 +137,7 @@ def mesh(devices: Sequence[Any] | None = None) -> Mesh:
   of a TPU's chips, as `jax.make_mesh` lays it, would mix them. The axis is Auto: under Explicit
   ones Linen's Dropout fails.
   """
-  devices = jax.devices() if devices is None else devices
-  row = sorted(devices, key=lambda device: (device.process_index, device.id))
+  row = sorted(devices or all_devices(), key=lambda device: (device.process_index, device.id))
   return Mesh(row, (_AXIS,), axis_types=(AxisType.Auto,))
 
 
@@ -151,7 +166,7 @@ def process() -> tuple[int, int]:
 
 def check_batch_size(batch_size: int, devices: int | None = None) -> None:
   """Raises UsageError where the devices, by default all there are, cannot share a batch evenly."""
-  n = devices or jax.device_count()
+  n = devices or len(all_devices())
   if batch_size % n:
     raise UsageError(f"train.batch_size={batch_size} is not a multiple of the {n} devices.")
 

@@ -24,8 +24,15 @@ from allcnn_jax.training import evaluate, loop, parts, reporting, sharding
 
 FILE = "sweep.json"
 _MEMORY = "RESOURCE_EXHAUSTED"  # which a run alone may be to blame for, no other runtime error
-# What a file of configs/ may say of its sweep.
-_DECLARED = ("units", "names", "rates", "held_out", "seeds", "table")
+# What a file of configs/ may say of its sweep, in values of which types.
+_DECLARED = {
+  "units": list | tuple,
+  "names": list | tuple,
+  "rates": list | tuple,
+  "held_out": float | int,
+  "seeds": int,
+  "table": str,
+}
 
 
 class Run(NamedTuple):
@@ -99,7 +106,8 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
     # An override can make two units the same: then there is one.
     if units.setdefault(name, config).to_dict() != config.to_dict():
       raise UsageError(f"Two units of the sweep are called {name!r}: name what tells them apart.")
-  rates = () if "optimizer.learning_rate" in overrides else tuple(declared.get("rates", ()))
+  given = () if "optimizer.learning_rate" in overrides else declared.get("rates", ())
+  rates = tuple(map(float, given))
   held_out = {}
   for name, config in units.items() if rates else ():
     n = datasets.training_images(config.dataset.name, 0, config.dataset.data_dir)
@@ -108,7 +116,11 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
     if not held_out[name]:
       raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
   count = declared.get("seeds", 3) if seeds is None else seeds
-  return Plan(units, rates, held_out, count, declared.get("table", ""))
+  made = Plan(units, rates, held_out, count, declared.get("table", ""))
+  for name, config in units.items():
+    for run in made.trials(name) + made.finals(name, config.optimizer.learning_rate):
+      config_lib.check(run.config)
+  return made
 
 
 def _check(declared: Any) -> None:
@@ -118,10 +130,14 @@ def _check(declared: Any) -> None:
   for key, value in declared.items():
     if key not in _DECLARED:
       raise unknown("part of a sweep", key, _DECLARED)
-    if key in ("units", "names", "rates") and not isinstance(value, (list, tuple)):
-      raise UsageError(f"{key} of a sweep must be a list, not {value!r}.")
+    if not isinstance(value, _DECLARED[key]):
+      kind = getattr(_DECLARED[key], "__name__", str(_DECLARED[key]).replace(" | ", " or "))
+      raise UsageError(f"{key} of a sweep must be {kind}, not {value!r}.")
   if not declared.get("units"):
     raise UsageError("A sweep needs `units`, a list of configs.")
+  for rate in declared.get("rates", ()):
+    if not isinstance(rate, int | float):
+      raise UsageError(f"rates of a sweep must be numbers, not {rate!r}.")
   for key in declared.get("names", ()):
     if key not in config_lib.KEYS:
       raise unknown("config key in names", key, config_lib.KEYS)
