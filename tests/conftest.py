@@ -159,6 +159,15 @@ def tiny(npz):
   return config
 
 
+@pytest.fixture
+def streamed(tiny, photos):
+  """The same on `photos`, three steps an epoch."""
+  tiny.dataset.name, tiny.dataset.data_dir = "photos", photos()
+  tiny.dataset.augment, tiny.dataset.preprocessing = "imagenet", "grey"
+  tiny.train.batch_size = 6
+  return tiny
+
+
 @functools.cache
 def _initialised(table):
   net = model.ConvNet(table)

@@ -26,7 +26,7 @@ import numpy as np
 import launch
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate
-from tests import processes
+from tests import processes, runs
 
 STEPS = 40
 TRAIN = [
@@ -89,9 +89,9 @@ def kills(folder, count, seed):
   start = time.monotonic()
   whole(folder / "whole")
   seconds = time.monotonic() - start
-  expected, runs, equal, done = processes.weights(folder / "whole"), 0, 0, 0
+  expected, begun, equal, done = runs.weights(folder / "whole"), 0, 0, 0
   while done < count:
-    workdir = folder / f"killed{runs}"
+    workdir = folder / f"killed{begun}"
     for _ in range(min(10, count - done)):
       moment = draw.choice(MOMENTS)
       if not kill(workdir, moment, draw, seconds):
@@ -100,9 +100,9 @@ def kills(folder, count, seed):
       found[moment] += 1
       found["left a half written checkpoint"] += any(not x.isdecimal() for x in saved(workdir))
     whole(workdir)
-    runs += 1
-    equal += same(processes.weights(workdir), expected)
-  return {"kills": done, **found, "runs": runs, "runs with the very same weights": equal}
+    begun += 1
+    equal += same(runs.weights(workdir), expected)
+  return {"kills": done, **found, "runs": begun, "runs with the very same weights": equal}
 
 
 def damage(folder):
@@ -116,13 +116,13 @@ def damage(folder):
   used_older = 0
   for file in files:
     for how in ("truncated", "flipped"):
-      _damage(newest / file, how)
+      runs.damage(newest / file, how)
       launch.run(["evaluate", f"--workdir={workdir}"])
-      used = json.loads((workdir / "evaluation.json").read_text())["step"]
+      used = runs.evaluation(workdir)["step"]
       used_older += used == steps[-2]
       shutil.copy(intact / file, newest / file)
   for step in steps:
-    _damage(workdir / "checkpoints" / str(step) / files[-1], "flipped")
+    runs.damage(workdir / "checkpoints" / str(step) / files[-1], "flipped")
   try:
     launch.run(["evaluate", f"--workdir={workdir}"])
     refused = False
@@ -135,13 +135,6 @@ def damage(folder):
     "damages after which the checkpoint before was used": used_older,
     "refused with none left": refused,
   }
-
-
-def _damage(file, how):
-  content = bytearray(file.read_bytes())
-  if how == "flipped":
-    content[len(content) // 2] ^= 1
-  file.write_bytes(content[: len(content) // 2] if how == "truncated" else content)
 
 
 def full_disk(folder, megabytes=2):

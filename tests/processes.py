@@ -7,21 +7,17 @@ import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
-
-from allcnn_jax.training import evaluate
+from tests.runs import saved
 
 ROOT = pathlib.Path(__file__).parents[1]
-# The words of a run on digits whose steps take milliseconds.
-TRAIN = [
-  "launch.py",
-  "train",
+# A run on digits whose steps take milliseconds, in words.
+TINY = [
   "--config=configs/quickstart.py",
   "--config.model.width=0.04",
   "--config.train.batch_size=8",
   "--config.evaluate.every_steps=100000",
 ]
+TRAIN = ["launch.py", "train", *TINY]
 
 
 def environment(devices=1, **more):
@@ -60,20 +56,9 @@ def finish(*running):
   return [process.returncode for process in running], outs, errors
 
 
-def saved(workdir):
-  """The steps of a run's checkpoints."""
-  place = workdir / "checkpoints"
-  return {int(p.name) for p in place.iterdir() if p.name.isdecimal()} if place.exists() else set()
-
-
 def wait_for_a_checkpoint(workdir, *running):
   """Returns when there is one more."""
   before = saved(workdir)
   while not saved(workdir) - before:
     assert all(process.poll() is None for process in running), finish(*running)
     time.sleep(0.05)
-
-
-def weights(workdir):
-  """Those of a run's newest checkpoint."""
-  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables)

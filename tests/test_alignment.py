@@ -2,35 +2,13 @@
 
 import json
 
-import ml_collections
 import numpy as np
 import pytest
 
-from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import alignment, charts, figures, ways_back
-from allcnn_jax.analysis.records import Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
-
-
-def run(rule="fa", seed=0, scale=1.0, error=5.0, **keys):
-  config = config_lib.complete(ml_collections.ConfigDict())
-  config.rule.name, config.seed = rule, seed
-  for path, value in keys.items():
-    group, name = path.split("__")
-    config[group][name] = value
-  metrics = [{"step": 0, **measured(0.0)}]
-  for step in (10, 20):
-    loss = {"train_error": scale * step, "train_loss": 1.0, "epoch": step / 10}
-    metrics += [{"step": step, **loss}, {"step": step, **measured(scale * step)}]
-    metrics += [{"step": step, "split": "test", "eval_error": 2 * scale * step}]
-  evaluation = {"error": error, "status": "ok"}
-  return Record(config, metrics, evaluation)
-
-
-def measured(value):
-  names = ("error_angle", "error_ratio", "sign_differs", "sign_ever_differed")
-  return {f"{name}/{layer}": value + 1 for name in names for layer in ("conv10", "conv2", "dense1")}
+from tests.made import of_rule as run
 
 
 @pytest.mark.parametrize("figure", ["fa2", "fa3"])

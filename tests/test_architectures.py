@@ -92,6 +92,43 @@ def test_the_printed_all_cnn_c_is_what_is_derived():
   assert [r for r in rates if r] == [0.2, 0.5, 0.5]
 
 
+POOLS = {"small_convnet": [(2, 2)] * 2, "fa_mnist": [(2, 2)] * 2, "fa_cifar10_1": [(3, 2)] * 2}
+POOLS |= {"fa_imagenet_1": [(3, 2)] * 3}
+POOLS |= {f"{kind}_{x}": [(3, 2)] * 2 for kind in ("model", "conv_pool_cnn") for x in "abc"}
+# The layer that is dropped out, "" for the image, and the rate.
+DROPPED = {
+  "model_a": [("", 0.2), ("pool1", 0.5), ("pool2", 0.5)],
+  "model_c": [("", 0.2), ("pool1", 0.5), ("pool2", 0.5)],
+  "strided_cnn_a": [("", 0.2), ("conv1", 0.5), ("conv2", 0.5)],
+  "strided_cnn_b": [("", 0.2), ("conv2", 0.5), ("conv4", 0.5)],
+  "conv_pool_cnn_b": [("", 0.2), ("pool1", 0.5), ("pool2", 0.5)],
+  "all_cnn_a": [("", 0.2), ("conv2", 0.5), ("conv4", 0.5)],
+  "all_cnn_c": [("", 0.2), ("conv3", 0.5), ("conv6", 0.5)],
+  "all_cnn_imagenet": [("conv9", 0.5)],
+  "large_all_cnn": [
+    (f"conv{first + i}", rate)
+    for first, rate in zip((4, 7, 10, 13, 16), (0.1, 0.2, 0.3, 0.4, 0.5))
+    for i in (0, 1)
+  ],
+}
+
+
+@pytest.mark.parametrize("name", architectures.NAMES)
+def test_pools_are_as_printed(name):
+  pools = [(x.window, x.stride) for x in resolved(name).table if isinstance(x, Pool)]
+  assert pools == POOLS.get(name, [])
+
+
+@pytest.mark.parametrize(("name", "dropped"), DROPPED.items())
+def test_dropout_stands_where_the_paper_has_it(name, dropped):
+  found, last = [], ""
+  for row in trace(name):
+    if isinstance(row.layer, Dropout):
+      found.append((last, row.layer.rate))
+    last = row.name
+  assert found == dropped
+
+
 def test_strided_b_gives_the_stride_to_the_1x1_convolutions():
   strides = [(x.kernel, x.stride) for x in resolved("strided_cnn_b").table if isinstance(x, Conv)]
   assert strides == [(5, 1), (1, 2), (5, 1), (1, 2), (3, 1), (1, 1), (1, 1)]

@@ -72,8 +72,35 @@ def test_every_kind_is_a_pure_function_that_jit_can_trace(key, kind):
   assert (kind == "none") == bool(jnp.array_equal(out, other))
 
 
-def test_crops_of_24_come_from_images_of_32():
+@pytest.mark.parametrize(
+  ("kind", "size", "around", "flips"),
+  [
+    ("none", 12, 0, False),
+    ("shift", 12, 5, False),
+    ("shift_flip", 12, 5, True),
+    ("crop_flip", 9, 0, True),
+    ("imagenet", 9, 0, True),
+  ],
+)
+def test_a_kind_gives_windows_and_mirrors_half_of_them_or_none(
+  key, images, kind, size, around, flips
+):
+  found = np.asarray(augmentation.KINDS[kind].apply(key, images, (size, size)))
+  margin = (around, around)
+  padded = np.pad(images, ((0, 0), margin, margin, (0, 0)))
+  places = list(np.ndindex(padded.shape[1] - size + 1, padded.shape[2] - size + 1))
+  mirrored = 0
+  for image, result in zip(padded, found):
+    windows = {image[i : i + size, j : j + size].tobytes() for i, j in places}
+    other = result[:, ::-1].tobytes() in windows
+    assert (result.tobytes() in windows) ^ other
+    mirrored += other
+  assert 80 < mirrored < 176 if flips else mirrored == 0
+
+
+def test_crops_of_24_come_from_images_of_32_and_those_of_224_from_256():
   assert augmentation.stored_size("crop_flip", (24, 24, 3)) == (32, 32, 3)
+  assert augmentation.stored_size("imagenet", (224, 224, 3)) == (256, 256, 3)
   assert augmentation.stored_size("shift_flip", (32, 32, 3)) == (32, 32, 3)
 
 

@@ -35,6 +35,18 @@ def test_it_says_what_is_measured_and_writes_it(tiny, tmp_path):
   assert all(row["name"] in text for row in found["layers"])
 
 
+def test_its_figures_are_those_of_rounds_of_a_known_time(tiny, monkeypatch):
+  """A quarter of a second for one step of eight images."""
+  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run: 0.25)
+  monkeypatch.setattr(benchmark.roofline, "best", lambda *_, **__: 0.5)
+  found = benchmark.benchmark(tiny)
+  assert found["images_per_second"]["median"] == 8 / 0.25
+  assert found["step_seconds"] == 0.25
+  assert found["flops"] == found["flops_per_image"] * 8 / 0.25
+  assert found["evaluation_images_per_second"] == 8 / 0.5
+  assert {row["seconds"] for row in found["layers"]} == {0.5}
+
+
 def test_a_round_trains(tiny):
   run = benchmark.Rounds(tiny)
   before = int(run.state.step)
@@ -58,11 +70,8 @@ def test_what_an_accelerator_runs(tiny, monkeypatch):
   assert run.evaluation() > 0
 
 
-def test_a_set_that_is_streamed_gives_its_batches_one_by_one(tiny, photos):
-  tiny.dataset.name, tiny.dataset.data_dir = "photos", photos()
-  tiny.dataset.augment, tiny.dataset.preprocessing = "imagenet", "grey"
-  tiny.train.batch_size = 6
-  run = benchmark.Rounds(tiny)
+def test_a_set_that_is_streamed_gives_its_batches_one_by_one(streamed):
+  run = benchmark.Rounds(streamed)
   assert [x.shape for x in jax.tree.leaves(run._inputs)] == [(6, 32, 32, 3), (6,)]
   before = int(run.state.step)
   run.seconds()

@@ -1,15 +1,13 @@
 """The commands of benchmarks/ that need nothing but this project, shrunk."""
 
 import json
-import pathlib
 import sys
 import types
 
 import pytest
 
 from benchmarks import compare, learning_rules, saliency, scaling, warp
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.processes import ROOT
 
 
 @pytest.mark.parametrize(
@@ -73,3 +71,12 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
 def test_the_page_on_scaling_is_the_one_that_is_printed(capsys):
   scaling.main()
   assert (ROOT / "results" / "SCALING.md").read_text() == capsys.readouterr().out
+
+
+def test_an_all_reduce_takes_what_a_ring_near_by_and_one_far_away_take(monkeypatch):
+  """Of 1 GB: each of two chips sends half and receives half, twice over, at 1 GB/s."""
+  monkeypatch.setattr(scaling, "LATENCY", 0.01)
+  machine = scaling.Machine("two a host", 1.0, near=(2, 1e9), far=1e8, source="")
+  assert machine.all_reduce(1e9, 2) == pytest.approx(1 + 2 * 0.01)
+  # Between two hosts each chip sends its half, at a tenth of the speed.
+  assert machine.all_reduce(1e9, 4) == pytest.approx(1 + 5 + 4 * 0.01)

@@ -1,9 +1,9 @@
 """Curves of records, by hand."""
 
 import numpy as np
-from test_alignment import run
 
 from allcnn_jax.analysis import chart
+from tests.made import of_rule as run
 
 
 def test_a_curve_is_the_mean_and_deviation_over_seeds_by_hand():

@@ -9,6 +9,7 @@ import pytest
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import checkpoints, weights
 from allcnn_jax.training.step import TrainState
+from tests.runs import damage
 
 
 def state(step, scale=1.0, shape=(3, 4)):
@@ -74,13 +75,6 @@ def test_weights_come_back_without_the_optimizer_that_made_them(saved):
     checkpoints.Checkpoints(saved).restore(like(shape=(5, 4)).replace(opt_state=None))
 
 
-def bad(path, how):
-  content = path.read_bytes()
-  middle = len(content) // 2
-  flipped = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
-  path.write_bytes(content[:middle] if how == "truncated" else flipped)
-
-
 def files(place):
   return sorted(p.relative_to(place) for p in place.rglob("*") if p.is_file())
 
@@ -90,7 +84,7 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(saved, ho
   newest = saved / "checkpoints" / "3"
   shutil.copytree(newest, saved / "whole")
   for file in files(newest):
-    bad(newest / file, how)
+    damage(newest / file, how)
     restored = checkpoints.Checkpoints(saved).restore(like())
     jax.tree.map(np.testing.assert_array_equal, restored, state(2, scale=2))
     said = capsys.readouterr().err
@@ -104,7 +98,7 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(saved, ho
 def test_where_every_checkpoint_is_damaged_each_is_named(saved):
   for step in (2, 3):
     place = saved / "checkpoints" / str(step)
-    bad(place / files(place)[0], "flipped")
+    damage(place / files(place)[0], "flipped")
   with pytest.raises(UsageError, match=r"/3 is damaged.*/2 is damaged.*no other") as error:
     checkpoints.Checkpoints(saved).restore(like())
   assert "\n" not in str(error.value)

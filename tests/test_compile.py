@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import compile as compile_lib
 from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
+from tests.shipped import load
 
 tpu = [
   pytest.mark.tpu,
@@ -132,15 +132,6 @@ def test_without_a_compiler_the_line_says_what_to_install(monkeypatch):
   monkeypatch.setattr(targets.topologies, "get_topology_desc", none)
   with pytest.raises(UsageError, match=r"requirements-tpu\.txt"):
     targets.target("v5e:2x4")
-
-
-def load(name, arg=None, **changes):
-  get_config = importlib.import_module(f"configs.{name}").get_config
-  config = config_lib.complete(get_config(arg) if arg else get_config())
-  for path, value in changes.items():
-    group, _, key = path.partition("__")
-    config[group][key] = value
-  return config
 
 
 def check(compiled, config):

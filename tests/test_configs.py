@@ -4,7 +4,6 @@ import ast
 import importlib
 import inspect
 import json
-import pathlib
 
 import pytest
 
@@ -12,9 +11,8 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.data import datasets
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import evaluate, learning_rules, loop, optimizer, parts
+from tests.shipped import FILES, FOLDER, SWEEPS, load
 
-FOLDER = pathlib.Path(__file__).parents[1] / "configs"
-FILES = sorted(p.stem for p in FOLDER.glob("*.py"))
 ARGUMENTS = {
   "cifar10": ["all_cnn_c", "model_a,augment"],
   "cifar100": ["strided_cnn_b", "conv_pool_cnn_c,augment"],
@@ -25,20 +23,12 @@ ARGUMENTS = {
 }
 
 
-SWEEPS = [name for name in FILES if "def get_sweep" in (FOLDER / f"{name}.py").read_text()]
-
-
 def cases():
   for name in FILES:
     if name in ("table3", "table4", "side_experiments", "fa_table1"):
       continue  # what these list are the configs of the other files
     for argument in ARGUMENTS.get(name, [None]):
       yield pytest.param(name, argument, id=f"{name}:{argument}" if argument else name)
-
-
-def load(name, argument):
-  get_config = importlib.import_module(f"configs.{name}").get_config
-  return config_lib.complete(get_config(argument) if argument else get_config())
 
 
 @pytest.mark.parametrize(("name", "argument"), list(cases()))

@@ -4,6 +4,7 @@ import types
 
 import numpy as np
 import pytest
+import sklearn.datasets
 
 from allcnn_jax.data import datasets, preprocessing
 from allcnn_jax.errors import UsageError
@@ -23,9 +24,17 @@ def prepared(name):
 cifar10 = pytest.mark.skipif("not prepared('cifar10')", reason="TFDS has no cifar10 prepared here")
 
 
+def pairs(*splits):
+  """Each image of some splits with its label, sorted."""
+  return sorted((x.tobytes(), int(y)) for data in splits for x, y in zip(data.images, data.labels))
+
+
 def test_digits_are_split_without_overlap_and_resized():
   small = {s: datasets.load("digits", s, (8, 8, 1)) for s in ("train", "test")}
   assert [len(small[s].labels) for s in ("train", "test")] == [1438, 359]
+  whole = sklearn.datasets.load_digits()
+  images = np.round(whole.images * (255 / 16)).astype(np.uint8)
+  assert pairs(*small.values()) == pairs(datasets.Dataset(images, whole.target, ()))
   seen = {x.tobytes() for x in small["train"].images}
   assert sum(x.tobytes() in seen for x in small["test"].images) <= 1  # the set has near-twins
   big = datasets.load("digits", "test", IMAGE)
@@ -43,8 +52,7 @@ def test_held_out_images_are_the_same_ones_and_not_trained_on():
   assert (len(train.labels), len(held.labels)) == (1138, 300)
   again = datasets.load("digits", "validation", (8, 8, 1), validation=300)
   np.testing.assert_array_equal(held.images, again.images)
-  together = np.concatenate([train.images, held.images]).reshape(1438, -1)
-  assert sorted(map(bytes, together)) == sorted(map(bytes, whole.images.reshape(1438, -1)))
+  assert pairs(train, held) == pairs(whole)
 
 
 def test_a_users_own_arrays(npz):
@@ -181,46 +189,51 @@ def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):
 
 
 class _Prepared:
-  """Stands in for a TFDS builder of six images of 4 x 4, and counts how often it is read."""
+  """Stands in for a TFDS builder of 1,003 images of 4 x 4, and counts how often it is read."""
 
   def __init__(self, folder):
     self.data_dir, self.reads = str(folder), 0
+    number = np.arange(1003)[:, None, None, None]
+    self.images = np.broadcast_to([number // 256, number % 256, number // 4], (3, 1003, 4, 4, 1))
+    self.images = np.moveaxis(self.images[..., 0], 0, -1).astype(np.uint8)
+    self.labels = np.arange(1003) % 2
     label = types.SimpleNamespace(num_classes=2, names=["a", "b"])
     image = types.SimpleNamespace(shape=(4, 4, 3))
-    self.info = types.SimpleNamespace(name="six", features={"image": image, "label": label})
+    self.info = types.SimpleNamespace(name="numbered", features={"image": image, "label": label})
     (folder / "dataset_info.json").write_text("{}")
 
   def as_data_source(self, split):
     return self
 
   def __len__(self):
-    return 6
+    return len(self.labels)
 
   def __getitems__(self, rows):
-    self.reads += 1
-    return [{"image": np.full((4, 4, 3), i, np.uint8), "label": i % 2} for i in rows]
+    self.reads += 0 in rows
+    return [{"image": self.images[i], "label": self.labels[i]} for i in rows]
 
 
 def test_images_are_decoded_once_until_the_set_is_prepared_anew(tmp_path, monkeypatch):
   builder = _Prepared(tmp_path)
   monkeypatch.setattr(datasets, "_prepared", lambda name, data_dir: builder)
-  first, again = (datasets.load("six", "train", (4, 4, 3)) for _ in range(2))
-  np.testing.assert_array_equal(first.images, again.images)
-  np.testing.assert_array_equal(again.labels, [0, 1, 0, 1, 0, 1])
-  assert (again.classes, builder.reads) == (("a", "b"), 1)
+  for data in [datasets.load("numbered", "train", (4, 4, 3)) for _ in range(2)]:
+    np.testing.assert_array_equal(data.images, builder.images)
+    np.testing.assert_array_equal(data.labels, builder.labels)
+    assert data.classes == ("a", "b")
+  assert builder.reads == 1
   os.utime(tmp_path / "dataset_info.json", (1, 1))
-  datasets.load("six", "train", (4, 4, 3))
-  datasets.load("six", "test", (4, 4, 3))
+  datasets.load("numbered", "train", (4, 4, 3))
+  datasets.load("numbered", "test", (4, 4, 3))
   assert builder.reads == 3
 
 
 def test_decoded_images_that_are_damaged_are_read_anew(tmp_path, monkeypatch):
   builder = _Prepared(tmp_path)
   monkeypatch.setattr(datasets, "_prepared", lambda name, data_dir: builder)
-  first = datasets.load("six", "train", (4, 4, 3))
+  first = datasets.load("numbered", "train", (4, 4, 3))
   kept = datasets._decoded(builder, "train")
   kept.write_bytes(kept.read_bytes()[:100])
-  again = datasets.load("six", "train", (4, 4, 3))
+  again = datasets.load("numbered", "train", (4, 4, 3))
   np.testing.assert_array_equal(first.images, again.images)
   assert builder.reads == 2
   assert len(kept.read_bytes()) > 100

@@ -1,14 +1,11 @@
 """A run on one device, on two or eight, and in two processes: one and the same."""
 
-import json
 import signal
-import time
 
-import jax
 import numpy as np
 import pytest
 
-from tests import processes
+from tests import processes, runs
 
 pytestmark = [pytest.mark.devices, pytest.mark.timeout(900)]
 
@@ -82,10 +79,6 @@ def test_a_checkpoint_of_any_number_of_devices_is_restored_on_any_other(found, n
 TRAIN = [*processes.TRAIN, "--config.checkpoint.every_steps=5", "--config.log.every_steps=5"]
 
 
-def metrics(workdir):
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_first_of_two_processes_writes_for_both(tmp_path):
   words = [*TRAIN, "--config.train.steps=15", "--config.checkpoint.least_seconds=1000"]
   both = processes.start_together(2, *words, f"--workdir={tmp_path / 'both'}")
@@ -95,7 +88,7 @@ def test_the_first_of_two_processes_writes_for_both(tmp_path):
   assert processes.finish(alone)[0] == [0]
   assert "Done" in outs[0]
   assert "step" not in outs[1]
-  first, second = metrics(tmp_path / "both"), metrics(tmp_path / "alone")
+  first, second = runs.metrics(tmp_path / "both"), runs.metrics(tmp_path / "alone")
   assert [x["step"] for x in first] == [x["step"] for x in second] == [5, 10, 15, 15]
   for run in ("both", "alone"):
     assert {p.name for p in (tmp_path / run / "checkpoints").iterdir()} == {"5", "15"}
@@ -115,7 +108,6 @@ def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
   for send, to in ((signal.SIGTERM, 1), (signal.SIGKILL, 0), (signal.SIGKILL, 1)):
     running = two(workdir, 100_000)
     processes.wait_for_a_checkpoint(workdir, *running)
-    since = time.monotonic()
     running[to].send_signal(send)
     statuses, outs, errors = processes.finish(*running)
     if send == signal.SIGTERM:
@@ -124,14 +116,12 @@ def test_two_processes_are_preempted_and_killed_and_go_on(tmp_path):
     else:
       assert statuses[to] == -signal.SIGKILL
       assert statuses[1 - to] not in (0, 2)
-      assert time.monotonic() - since < 90  # JAX by itself takes 100
       assert "Start again" in errors[1 - to] or "another task died" in errors[1 - to]
-  steps = max(processes.saved(workdir)) + 2
+  steps = max(runs.saved(workdir)) + 2
   for place in (workdir, tmp_path / "whole"):
     statuses, _, errors = processes.finish(*two(place, steps))
     assert statuses == [0, 0], errors
-  disturbed, whole = map(processes.weights, (workdir, tmp_path / "whole"))
-  jax.tree.map(np.testing.assert_array_equal, disturbed, whole)
+  runs.same(runs.weights(workdir), runs.weights(tmp_path / "whole"))
 
 
 def test_what_the_first_alone_finds_wrong_ends_it_with_2_and_the_others_with_it(tmp_path):

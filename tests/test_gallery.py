@@ -62,6 +62,22 @@ def test_figure_3_shows_the_patches_of_a_full_search(strided):
     patch = whole[i + 20 : i + 20 + row.field, j + 20 : j + 20 + row.field]
     np.testing.assert_array_equal(sheet.arrays["images"][n], patch)
 
+  numbers, places = order, sheet.arrays["all_positions"][4]
+  for rule in ("deconvnet", "guided"):
+    whole = saliency.attribute(
+      strided.net,
+      strided.variables,
+      jnp.asarray(inputs[numbers]),
+      layer="conv2",
+      channel=4,
+      rule=rule,
+    )
+    undone = np.asarray(whole) * strided.trained.preprocessor.deviation
+    for n, picture in enumerate(np.pad(undone, ((0, 0), (20, 20), (20, 20), (0, 0)))):
+      i, j = row.offset + row.stride * places[n] + 20
+      patch = picture[i : i + row.field, j : j + row.field]
+      np.testing.assert_allclose(sheet.arrays[rule][n], patch, atol=1e-5, err_msg=rule)
+
   labels = [r.label for r in sheet.blocks[0].rows]
   assert labels == ["image", "deconvnet", "guided", "random conv2", "and conv1"]
   assert all(len(r.pictures) == 10 for r in sheet.blocks[0].rows)

@@ -6,24 +6,22 @@ import signal
 import subprocess
 import sys
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
 
 import launch
+from allcnn_jax.analysis import figures, report
+from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, loop, sweep
-from tests import processes
+from tests import processes, runs
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 QUICK = "--config=configs/quickstart.py"
 TINY = [
-  QUICK,
-  "--config.model.width=0.04",
-  "--config.train.batch_size=8",
+  *processes.TINY,
   "--config.train.steps=60",
-  "--config.evaluate.every_steps=1000",
   "--config.checkpoint.every_steps=4",
   "--config.log.every_steps=10",
 ]
@@ -296,8 +294,42 @@ def test_the_status_says_how_a_verb_ended(monkeypatch):
     assert launch.run(["sweep", QUICK, "--workdir=x"]) == status
 
 
-def weights(workdir):
-  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables["params"])
+def test_a_verb_s_flags_reach_what_it_calls(monkeypatch):
+  monkeypatch.chdir(ROOT)
+  given = {}
+
+  def note(returned):
+    def call(*positional, **named):
+      given.clear()
+      given.update(named, positional=positional)
+      return returned
+
+    return call
+
+  scores = {"dataset": "x", "split": "y", "error": 1.0, "loss": 1.0, "examples": 1, "step": 1}
+  monkeypatch.setattr(evaluate, "from_workdir", note(scores))
+  words = ["--step=3", "--split=test", "--dataset=cifar10", "--views=5"]
+  launch.run(["evaluate", "--workdir=x", *words])
+  expected = {"step": 3, "split": "test", "dataset": "cifar10", "views": 5}
+  assert given == expected | {"positional": ("x",)}
+
+  monkeypatch.setattr(figures, "visualize", note([]))
+  words = ["--figure=3", "--layer=conv6", "--channels=0,7", "--input=a", "--input=b", "--step=3"]
+  launch.run(["visualize", "--workdir=x", *words, "--split=train"])
+  expected = {"layer": "conv6", "channels": [0, 7], "inputs": ["a", "b"], "step": 3}
+  assert given == expected | {"split": "train", "positional": ("x", "3")}
+
+  monkeypatch.setattr(report, "report", note([]))
+  launch.run(["report", "--workdir=x", "--output=y"])
+  assert given == {"positional": ("x", "y")}
+
+  monkeypatch.setattr(datasets, "_prepared", lambda *_: None)  # as if MNIST were at hand
+  monkeypatch.setattr(sweep, "sweep", note(("done", 0)))
+  words = ["--config=configs/pooling.py:mnist", "--seeds=5", "--index=1"]
+  launch.run(["sweep", "--workdir=x", *words, "--config.train.epochs=2"])
+  plan, workdir = given["positional"]
+  assert (plan.seeds, workdir, given["index"]) == (5, "x", 1)
+  assert [unit.train.epochs for unit in plan.units.values()] == [2] * len(plan.units)
 
 
 def test_killed_and_started_again_it_ends_with_the_very_same_weights(tmp_path):
@@ -316,15 +348,15 @@ def test_killed_and_started_again_it_ends_with_the_very_same_weights(tmp_path):
   assert process.returncode == 0
   assert "The same command goes on from there" in out
 
-  stopped = max(processes.saved(killed))
+  stopped = max(runs.saved(killed))
   for workdir in (whole, killed):
     words = [*TINY, f"--config.train.steps={stopped + 3}", f"--workdir={workdir}"]
     assert call("train", *words).returncode == 0
-  jax.tree.map(np.testing.assert_array_equal, weights(whole), weights(killed))
+  runs.same(runs.weights(whole), runs.weights(killed))
   done = call("evaluate", f"--workdir={killed}")
   assert done.returncode == 0
   assert f"359 images  step {stopped + 3}" in done.stdout
-  older = min(processes.saved(killed))
+  older = min(runs.saved(killed))
   done = call("evaluate", f"--workdir={killed}", "--split=train", f"--step={older}")
   assert f"1438 images  step {older}" in done.stdout
   words = [f"--workdir={killed}", "--figure=2", "--layer=conv2", "--channels=1"]

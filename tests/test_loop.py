@@ -7,27 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import DiskFull, UsageError
 from allcnn_jax.training import evaluate, loop, parts, reporting
 from allcnn_jax.training import step as step_lib
-
-
-def weights(workdir, step=None):
-  return jax.tree.map(np.asarray, evaluate.restore(workdir, step).variables["params"])
-
-
-def same(a, b):
-  jax.tree.map(np.testing.assert_array_equal, a, b)
-
-
-def metrics(workdir):
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
-def result(workdir):
-  return json.loads((workdir / "evaluation.json").read_text())
+from tests.runs import contents, evaluation, metrics, same, weights
 
 
 def test_it_learns_and_evaluation_agrees_with_the_log(tiny, tmp_path):
@@ -37,7 +23,7 @@ def test_it_learns_and_evaluation_agrees_with_the_log(tiny, tmp_path):
   log = [x for x in metrics(workdir) if "eval_loss" in x]
   assert [x["step"] for x in log] == list(range(12, 73, 12))
   assert log[-1]["eval_loss"] < 1.0 < log[0]["eval_loss"]
-  written = result(workdir)
+  written = evaluation(workdir)
   assert (written["split"], written["examples"], written["step"]) == ("test", 50, 72)
   again = evaluate.from_workdir(workdir)
   assert again["loss"] == pytest.approx(log[-1]["eval_loss"], rel=1e-5)
@@ -122,13 +108,24 @@ def test_a_checkpoint_soon_after_the_last_is_left_out_but_for_the_end(tiny, tmp_
   same(weights(tmp_path / "all"), weights(tmp_path / "few"))
 
 
+def test_the_log_has_the_rate_of_its_steps_and_no_time_but_theirs(tiny, tmp_path, monkeypatch):
+  tiny.optimizer.drops, tiny.train.epochs, tiny.train.steps = (1,), 2, 14
+  tiny.log.every_steps, tiny.checkpoint.every_steps = 1, 7
+  restarted = []
+  monkeypatch.setattr(reporting.Reporter, "restart_clock", lambda _, step: restarted.append(step))
+  loop.train(tiny, tmp_path / "run")
+  rates = [x["learning_rate"] for x in metrics(tmp_path / "run") if "learning_rate" in x]
+  np.testing.assert_allclose(rates, [0.005] * 12 + [0.0005] * 2, rtol=1e-6)
+  assert restarted == [7, 12, 14]  # saved, evaluated, saved
+
+
 def test_another_rate_gives_other_weights(tiny, tmp_path):
   tiny.train.steps = 2
   loop.train(tiny, tmp_path / "a")
   tiny.optimizer.learning_rate *= 2
   loop.train(tiny, tmp_path / "b")
   a, b = weights(tmp_path / "a"), weights(tmp_path / "b")
-  assert not np.array_equal(a["conv2"]["kernel"], b["conv2"]["kernel"])
+  assert not np.array_equal(a["params"]["conv2"]["kernel"], b["params"]["conv2"]["kernel"])
 
 
 def test_sigterm_saves_and_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch):
@@ -254,8 +251,8 @@ def test_a_run_that_diverges_names_the_step_and_keeps_its_last_good_checkpoint(
   assert outcome.status == "diverged"
   assert outcome.step == 5  # the first to see what the fourth, the first at that rate, has made
   assert "not finite at step 5" in capsys.readouterr().out
-  assert result(tmp_path / "run")["status"] == "diverged"
-  assert result(tmp_path / "run")["loss"] is None
+  assert evaluation(tmp_path / "run")["status"] == "diverged"
+  assert evaluation(tmp_path / "run")["loss"] is None
   same(weights(tmp_path / "run"), good)
 
 
@@ -265,14 +262,14 @@ def test_a_dead_network_is_said_to_be_dead(tiny, tmp_path, capsys):
   tiny.train.steps = 2
   assert loop.train(tiny, tmp_path / "run").status == "dead"
   assert "dead" in capsys.readouterr().out
-  assert result(tmp_path / "run")["status"] == "dead"
+  assert evaluation(tmp_path / "run")["status"] == "dead"
 
 
 def test_held_out_images_are_what_is_evaluated(tiny, tmp_path):
   tiny.dataset.validation = 20
   tiny.train.steps = 2
   loop.train(tiny, tmp_path / "run")
-  assert (result(tmp_path / "run")["split"], result(tmp_path / "run")["examples"]) == (
+  assert (evaluation(tmp_path / "run")["split"], evaluation(tmp_path / "run")["examples"]) == (
     "validation",
     20,
   )
@@ -281,19 +278,26 @@ def test_held_out_images_are_what_is_evaluated(tiny, tmp_path):
   assert evaluate.from_workdir(tmp_path / "run", dataset="digits")["split"] == "test"
 
 
+def test_a_run_keeps_every_key_but_those_that_may_change():
+  """The README's list, written out a second time."""
+  free = {"train.steps", "train.epochs", "dataset.data_dir"}
+  free |= {x for x in config_lib.KEYS if x.partition(".")[0] in ("log", "checkpoint", "stream")}
+  assert set(config_lib.MAY_CHANGE) == free
+
+
 @pytest.mark.parametrize(
   ("path", "value"), [("seed", 5), ("model.width", 0.08), ("optimizer.drops", (3,))]
 )
 def test_a_folder_of_another_config_is_refused_untouched(tiny, tmp_path, path, value):
   tiny.train.steps = 2
   loop.train(tiny, tmp_path / "run")
-  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  before = contents(tmp_path)
   with tiny.unlocked():
     *groups, key = path.split(".")
     (tiny[groups[0]] if groups else tiny)[key] = value
   with pytest.raises(UsageError, match=f"{path}="):
     loop.train(tiny, tmp_path / "run")
-  assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  assert before == contents(tmp_path)
 
 
 def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tiny, tmp_path):
@@ -327,8 +331,8 @@ def test_damage_is_refused_before_anything_is_changed(tiny, tmp_path, name):
   tiny.train.steps = 2
   loop.train(tiny, run)
   files.write(run / name, b"damaged}\n")  # another file: other runs have a name of this one
-  before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+  before = contents(run)
   tiny.train.steps = 3
   with pytest.raises(UsageError, match="damaged"):
     loop.train(tiny, run)
-  assert before == {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+  assert before == contents(run)

@@ -1,13 +1,12 @@
 import datetime
-import pathlib
 import shlex
 import shutil
 import subprocess
 import sys
+import types
 
 from allcnn_jax.training import machine
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.processes import ROOT
 
 
 def test_the_commit_is_what_git_says_and_nothing_outside_the_repository(tmp_path):
@@ -26,11 +25,10 @@ def test_the_commit_is_what_git_says_and_nothing_outside_the_repository(tmp_path
   assert done.stdout == "''\n"
 
 
-def test_the_command_is_what_was_typed():
-  program = "from allcnn_jax.training import machine; print(machine.machine()['command'])"
-  words = [sys.executable, "-c", program, "--config.model.dropout=(0.1, 0.4)"]
-  done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
-  assert shlex.split(done.stdout) == ["python", *words[1:]]
+def test_the_command_is_what_was_typed(monkeypatch):
+  words = ["launch.py", "train", "--config.model.dropout=(0.1, 0.4)"]
+  monkeypatch.setattr(sys, "orig_argv", ["/a/place/python3.11", *words])
+  assert shlex.split(machine.machine()["command"]) == ["python", *words]
 
 
 def test_of_the_environment_it_keeps_what_changes_numbers(monkeypatch):
@@ -51,5 +49,8 @@ def test_it_names_the_device_and_the_versions():
 
 
 def test_an_accelerator_s_versions_are_those_of_its_drivers_too(monkeypatch):
-  monkeypatch.setitem(machine._DRIVERS, "gpu", ("pytest-x",))
-  assert machine.versions("gpu").keys() - machine.versions("cpu").keys() == {"pytest-xdist"}
+  drivers = {"jax-cuda13-plugin", "nvidia-cudnn-cu13"}
+  installed = [types.SimpleNamespace(name=x) for x in (*drivers, "jax", "nvidia-ml-py", "libtpu")]
+  monkeypatch.setattr(machine.metadata, "distributions", lambda: installed)
+  monkeypatch.setattr(machine.metadata, "version", lambda name: "1.0")
+  assert machine.versions("gpu").keys() - machine.versions("cpu").keys() == drivers

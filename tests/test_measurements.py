@@ -1,5 +1,7 @@
 """Angles, ratios and signs against NumPy, and against what must be so."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,6 +73,15 @@ def test_backpropagation_agrees_with_itself(name, params, batch):
     for layer in LAYERS
     for what, value in (("error_angle", 0.0), ("error_ratio", 1.0))
   } | {k: pytest.approx(0, abs=1e-3) for k in found if k.startswith("error_angle")}
+
+
+def test_weights_sent_back_by_a_rule_s_own_way_are_backpropagation(params, batch):
+  made = recipe("bp_noise")
+  made = made.replace(rule=dataclasses.replace(made.rule, noisy=False))
+  found = measured(made, params, batch)
+  for layer in LAYERS:
+    assert found[f"error_angle/{layer}"] == pytest.approx(0, abs=0.1)
+    assert found[f"error_ratio/{layer}"] == pytest.approx(1, abs=1e-4)
 
 
 def test_the_error_signals_are_those_of_feedback_alignment_by_hand(params, batch):

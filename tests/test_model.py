@@ -167,6 +167,29 @@ def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(key):
   assert {v.dtype for v in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
 
 
+@pytest.mark.parametrize(
+  ("init", "variance", "largest"),  # of a weight, the fan-in 1
+  [("lecun_normal", 1, None), ("lecun_uniform", 1, 3**0.5), ("he_normal", 2, None)],
+)
+def test_initializers_scale_the_variance_by_the_fan_in(key, init, variance, largest):
+  net = model.create("all_cnn_c", 10, init=init)
+  params = jax.jit(net.init)(key, jnp.zeros((1, 32, 32, 3)))["params"]
+  for layer, fan_in in (("conv2", 9 * 96), ("conv8", 192)):
+    kernel = np.asarray(params[layer]["kernel"]) * fan_in**0.5
+    assert kernel.var() == pytest.approx(variance, rel=0.03)
+    if largest:  # and evenly spread
+      assert 0.99 * largest < np.abs(kernel).max() <= largest * (1 + 1e-6)
+      assert np.median(np.abs(kernel)) == pytest.approx(largest / 2, rel=0.03)
+    assert not params[layer]["bias"].any()
+
+
+def test_the_second_paper_s_other_initializer_has_a_deviation_of_its_own(key):
+  net = model.create("fa_mnist", 10, init="gaussian_0.05")
+  params = jax.jit(net.init)(key, jnp.zeros((1, 28, 28, 1)))["params"]
+  for layer in ("conv2", "dense1"):
+    assert params[layer]["kernel"].std() == pytest.approx(0.05, rel=0.03)
+
+
 def test_an_unknown_initializer_is_refused():
   with pytest.raises(UsageError, match="he_normal"):
     model.create("model_c", 10, init="he_norml")

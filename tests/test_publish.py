@@ -1,5 +1,3 @@
-import json
-import pathlib
 import shutil
 
 import jax
@@ -9,8 +7,10 @@ import pytest
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import checkpoints, evaluate, loop, publish
+from tests.processes import ROOT
+from tests.runs import contents, evaluation
 
-PRETRAINED = pathlib.Path(__file__).parents[1] / "pretrained"
+PRETRAINED = ROOT / "pretrained"
 ours = pytest.mark.parametrize("name", sorted(x.name for x in PRETRAINED.iterdir() if x.is_dir()))
 
 
@@ -24,7 +24,7 @@ def published(tiny, tmp_path):
 
 def test_a_published_network_scores_what_its_run_did(published):
   (published.parent / "run" / "checkpoints").rename(published.parent / "gone")
-  before = json.loads((published / "evaluation.json").read_text())
+  before = evaluation(published)
   assert evaluate.from_workdir(published) == before
   assert before["step"] == 3
 
@@ -37,10 +37,10 @@ def test_another_run_begins_with_a_published_network(published, tiny):
 
 
 def test_a_published_network_is_not_trained_on_where_it_stands(published, tiny):
-  held = {x: x.read_bytes() for x in published.rglob("*") if x.is_file()}
+  held = contents(published)
   with pytest.raises(UsageError, match="without its optimizer"):
     loop.train(tiny, published)
-  assert held == {x: x.read_bytes() for x in published.rglob("*") if x.is_file()}
+  assert held == contents(published)
 
 
 def test_what_cannot_be_published_is_refused(published):
@@ -83,7 +83,7 @@ def test_ours_is_small_and_gives_the_same_answers_by_either_door(name):
 @ours
 def test_ours_has_the_error_that_it_says(name, tmp_path):
   folder = shutil.copytree(PRETRAINED / name, tmp_path / name)
-  said = json.loads((folder / "evaluation.json").read_text())
+  said = evaluation(folder)
   try:
     datasets.load(said["dataset"], "test[:1]", (32, 32, 3))
   except UsageError as error:

@@ -1,11 +1,10 @@
 """What the README says is so."""
 
-import pathlib
 import re
 
 from allcnn_jax import config as config_lib
+from tests.processes import ROOT
 
-ROOT = pathlib.Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
 

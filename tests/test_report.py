@@ -3,11 +3,12 @@
 import json
 
 import pytest
-from test_alignment import run as record
 
 from allcnn_jax.analysis import report
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, loop
+from tests.made import of_rule as record
+from tests.runs import evaluation
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def two(tiny, tmp_path):
     tiny.seed = seed
     folder = tmp_path / "runs" / f"run{seed}"
     loop.train(tiny, folder)
-    values = json.loads((folder / "evaluation.json").read_text())
+    values = evaluation(folder)
     evaluate.write(folder, values | {"status": "ok", "error": 20.0 + 4 * seed})
   return tmp_path / "runs"
 

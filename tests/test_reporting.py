@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 import types
 
@@ -7,6 +8,7 @@ from tensorboardX.proto import event_pb2
 
 from allcnn_jax.training import reporting
 from allcnn_jax.training.reporting import Reporter
+from tests.runs import metrics
 
 
 def report(workdir, steps, start=0):
@@ -30,13 +32,9 @@ def events(workdir):
         yield event.step, value.tag, value.simple_value
 
 
-def lines(workdir):
-  return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-
-
 def test_the_same_numbers_stand_in_both_files(tmp_path):
   report(tmp_path, [10, 20])
-  written = [(x["step"], k, v) for x in lines(tmp_path) for k, v in x.items()]
+  written = [(x["step"], k, v) for x in metrics(tmp_path) for k, v in x.items()]
   numbers = {(s, k): v for s, k, v in written if k != "step" and not isinstance(v, str)}
   seen = {(s, k): v for s, k, v in events(tmp_path)}
   assert seen == pytest.approx(numbers, rel=1e-5)
@@ -49,7 +47,7 @@ def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(tmp_path):
   with (tmp_path / "metrics.jsonl").open("a") as f:
     f.write('{"step": 40, "train_lo')  # killed in the middle of a line
   report(tmp_path, [30, 40], start=20)
-  assert [x["step"] for x in lines(tmp_path)] == [10, 20, 30, 40, 40]
+  assert [x["step"] for x in metrics(tmp_path)] == [10, 20, 30, 40, 40]
 
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
@@ -72,7 +70,7 @@ def test_what_is_no_number_is_null(tmp_path):
   reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
   reporter.evaluation(10, "test", loss=float("nan"), error=90.0)
   reporter.close()
-  assert lines(tmp_path) == [{"step": 10, "split": "test", "eval_loss": None, "eval_error": 90.0}]
+  assert metrics(tmp_path) == [{"step": 10, "split": "test", "eval_loss": None, "eval_error": 90.0}]
 
 
 def test_the_time_of_training_is_that_of_its_steps_by_hand(tmp_path):
@@ -93,7 +91,7 @@ def test_in_a_bucket_there_are_no_event_files(tmp_path, monkeypatch):
   monkeypatch.setattr(reporting.files, "is_bucket", lambda path: True)
   report(tmp_path, [10])
   assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
-  assert len(lines(tmp_path)) == 2
+  assert len(metrics(tmp_path)) == 2
 
 
 def test_another_process_tells_of_its_damaged_records_and_of_nothing_else(tmp_path, capsys):
@@ -104,7 +102,7 @@ def test_another_process_tells_of_its_damaged_records_and_of_nothing_else(tmp_pa
   assert capsys.readouterr().out == "damaged, left out: train record 7\n"
 
 
-def test_the_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch):
+def test_the_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch, capsys):
   clock = iter([0.0, 2.0, 100.0, 104.0])
   monkeypatch.setattr(reporting, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
   reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
@@ -112,4 +110,5 @@ def test_the_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch):
   reporter.restart_clock(10)  # 98 s went into an evaluation
   reporter.training(30, 1.0, 50.0, 0.1)
   reporter.close()
-  assert [x["images_per_second"] for x in lines(tmp_path)] == [40.0, 40.0]
+  assert [x["images_per_second"] for x in metrics(tmp_path)] == [40.0, 40.0]
+  assert re.findall(r"\d+:\d+ left", capsys.readouterr().out) == ["00:18 left", "00:14 left"]

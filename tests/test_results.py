@@ -1,14 +1,11 @@
 """What results/ shows is made from its records."""
 
-import pathlib
-
 import pytest
-from test_tables import run
 
 from allcnn_jax.analysis import results
 from allcnn_jax.errors import UsageError
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.made import of_all_cnn_c as run
+from tests.processes import ROOT
 
 
 def test_every_table_is_the_one_that_its_records_make():

@@ -30,6 +30,12 @@ def test_flops_of_a_forward_pass_as_xla_counts_them(tiny, key):
   assert compiled.cost_analysis()["flops"] == pytest.approx(ours, rel=0.1)
 
 
+def test_ceilings_are_a_product_s_operations_and_a_copy_s_bytes_both_ways(monkeypatch):
+  monkeypatch.setattr(roofline, "best", lambda *_: 0.5)
+  found = roofline.ceilings(np.float32)
+  assert found == (2 * 2048**3 / 0.5, 2 * 4 * 2**26 / 0.5)
+
+
 def test_layers_are_those_with_weights_and_a_bound_is_the_slower_ceiling(tiny):
   recipe = parts.recipe(tiny, 10, 96)
   slow, narrow = (

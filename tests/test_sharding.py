@@ -33,6 +33,11 @@ def test_a_batch_that_the_devices_cannot_share_is_refused(monkeypatch):
     sharding.check_batch_size(8)
 
 
+def test_an_evaluation_s_batch_is_rounded_up_to_what_the_devices_share(monkeypatch):
+  monkeypatch.setattr(jax, "device_count", lambda: 8)
+  assert [sharding.round_up(n) for n in (1, 8, 50, 64)] == [8, 8, 56, 64]
+
+
 @pytest.mark.parametrize(
   ("error", "said"),
   [
@@ -73,6 +78,15 @@ def test_processes_started_by_hand_are_told_what_belongs_together(given, monkeyp
   for name in given:
     monkeypatch.delenv(name)
   sharding.start()  # alone
+
+
+def test_a_process_that_dies_is_found_out_in_half_a_minute(monkeypatch):
+  """JAX by itself takes 100 seconds."""
+  given = {}
+  monkeypatch.setattr(jax.distributed, "initialize", lambda **options: given.update(options))
+  sharding.start()
+  assert given["heartbeat_timeout_seconds"] <= 30
+  assert given["shutdown_timeout_seconds"] <= 30
 
 
 @pytest.fixture

@@ -5,13 +5,10 @@ import pathlib
 import signal
 import subprocess
 import sys
-import time
 
-import jax
-import numpy as np
 import pytest
 
-from tests import processes, slurm
+from tests import processes, runs, slurm
 
 pytestmark = [
   pytest.mark.slurm,
@@ -58,9 +55,7 @@ def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
   job = srun(cluster, disturbed, 100_000)
   processes.wait_for_a_checkpoint(disturbed, job)
   os.kill(task(1, disturbed), signal.SIGKILL)
-  since = time.monotonic()
   said, _ = job.communicate(timeout=120)
-  assert time.monotonic() - since < 90  # JAX by itself takes 100
   assert job.returncode not in (0, 2)
   assert "Start again" in said or "another task died" in said
 
@@ -74,12 +69,10 @@ def test_two_tasks_train_die_are_preempted_and_go_on(cluster, tmp_path):
   assert job.returncode == 0, said
   assert "The same command goes on from there" in said
 
-  steps = max(processes.saved(disturbed)) + 7
+  steps = max(runs.saved(disturbed)) + 7
   for workdir in (disturbed, whole):
     job = srun(cluster, workdir, steps)
     said, _ = job.communicate(timeout=280)
     assert job.returncode == 0, said
     assert said.count("Done:") == 1
-  jax.tree.map(
-    np.testing.assert_array_equal, processes.weights(disturbed), processes.weights(whole)
-  )
+  runs.same(runs.weights(disturbed), runs.weights(whole))

@@ -1,7 +1,6 @@
 """A split is the same through either door, and training goes on where it was stopped."""
 
 import gc
-import json
 import weakref
 
 import jax
@@ -13,6 +12,7 @@ from allcnn_jax.data import augmentation, preprocessing, stream
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, loop, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
+from tests.runs import metrics, same, weights
 
 
 def opened(config, split="test"):
@@ -25,16 +25,6 @@ def images_of(batches):
   """The first view of each image that is not masked."""
   parts = [np.asarray(b.views[0])[np.asarray(b.mask)] for b in batches]
   return np.concatenate(parts)
-
-
-@pytest.fixture
-def streamed(tiny, photos):
-  tiny.dataset.name = "photos"
-  tiny.dataset.data_dir = photos()
-  tiny.dataset.augment = "imagenet"
-  tiny.dataset.preprocessing = "grey"
-  tiny.train.batch_size = 6
-  return tiny
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 50, 64])
@@ -74,6 +64,50 @@ def test_a_stream_evaluates_what_would_be_read_into_memory(streamed):
   assert np.abs(found - (kept - 128) / 128).mean() < 0.03
 
 
+def whole_stream(config, split="train"):
+  return stream.Stream("photos", split, data_dir=config.dataset.data_dir)
+
+
+@pytest.mark.parametrize("seed", [0, 5])
+def test_a_stream_trains_on_random_crops_of_its_seed_until_they_are_plain(streamed, seed):
+  streamed.seed, streamed.train.epochs, streamed.dataset.plain_epochs = seed, 2, 1
+  recipe = parts.recipe(streamed, 18, 18)
+  source = opened(streamed, "train")
+  source.start(recipe, step_lib.init(recipe, 3), step_lib.Totals.zero())
+  crops = stream.Crops((32, 32), 37, random=True, seed=seed)  # 256 for 224 is 37 for 32
+  expected = whole_stream(streamed).training(crops, 6, 0, plain_from=3)
+  for _ in range(5):
+    batch = next(expected)
+    np.testing.assert_array_equal(source._ahead.labels, batch.labels)
+    raw = batch.images[0].astype(np.float32)
+    np.testing.assert_allclose(source._ahead.images, (raw - 128) / 128, atol=1e-6)
+    source._ahead = source._next()
+  source.close()
+
+
+def test_views_of_a_stream_are_random_crops(streamed):
+  [batch] = opened(streamed).evaluation(11, 2)
+  [plain] = opened(streamed).evaluation(11)
+  images = [np.asarray(x) for x in (*batch.views, *plain.views)]
+  assert len({x.tobytes() for x in images}) == 3
+  np.testing.assert_array_equal(batch.labels, plain.labels)
+
+
+def test_each_process_reads_its_own_rows_of_a_stream(streamed, monkeypatch):
+  crops = stream.Crops((32, 32), 37, random=True, seed=streamed.seed)
+  trained = next(whole_stream(streamed).training(crops, 6, 0)).labels
+  [evaluated] = (x.labels for x in whole_stream(streamed, "test").evaluation(crops, 12))
+  monkeypatch.setattr(sharding, "process", lambda: (1, 3))
+  monkeypatch.setattr(sharding, "from_process", lambda rows: rows)
+  recipe = parts.recipe(streamed, 18, 18)
+  source = opened(streamed, "train")
+  source.start(recipe, step_lib.init(recipe, 3), step_lib.Totals.zero())
+  np.testing.assert_array_equal(source._ahead.labels, trained[2:4])
+  source.close()
+  [batch] = opened(streamed).evaluation(12)
+  np.testing.assert_array_equal(batch.labels, evaluated[4:8])
+
+
 def test_a_stream_s_batches_are_such_as_the_devices_can_share(streamed, monkeypatch):
   monkeypatch.setattr(sources.sharding, "round_up", lambda n: -(-n // 8) * 8)
   batches = list(opened(streamed).evaluation(5))
@@ -93,10 +127,6 @@ def test_an_epoch_s_order_is_drawn_on_the_device(tiny):
       *carry, step = source.advance(*carry, step)
 
 
-def weights(workdir):
-  return jax.tree.map(np.asarray, evaluate.restore(workdir).variables["params"])
-
-
 def test_a_streamed_run_stopped_anywhere_goes_on_with_the_very_next_batch(streamed, tmp_path):
   streamed.train.steps = 7
   streamed.checkpoint.every_steps = 3
@@ -104,9 +134,7 @@ def test_a_streamed_run_stopped_anywhere_goes_on_with_the_very_next_batch(stream
   for steps in (2, 4, 7):
     streamed.train.steps = steps
     loop.train(streamed, tmp_path / "parts")
-  jax.tree.map(
-    np.testing.assert_array_equal, weights(tmp_path / "whole"), weights(tmp_path / "parts")
-  )
+  same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
   result = evaluate.from_workdir(tmp_path / "parts")
   assert (result["split"], result["examples"]) == ("test", 11)
   assert result["error_top5"] <= result["error"]
@@ -139,8 +167,7 @@ def test_damaged_records_are_in_the_log_once_and_counted_out(streamed, photos, t
   streamed.stream.damaged = 0.2
   streamed.train.steps = 7
   loop.train(streamed, tmp_path / "run")
-  lines = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
-  named = [x["damaged"] for x in lines if "damaged" in x]
+  named = [x["damaged"] for x in metrics(tmp_path / "run") if "damaged" in x]
   assert sorted(name.split(":")[0] for name in named) == [
     "record 3 (photo3.jpg)",
     "record 7 (photo7.jpg)",

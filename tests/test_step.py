@@ -81,6 +81,16 @@ def test_an_epoch_sees_each_image_once_and_every_epoch_in_another_order(recipe, 
   np.testing.assert_allclose(sums, np.sort(np.asarray(data.rows).sum(1)), rtol=1e-4)
 
 
+def test_an_epoch_whose_last_images_fill_no_batch_begins_with_the_first_again(recipe, data):
+  recipe = dataclasses.replace(recipe, augment=augmentation.KINDS["none"], batch_size=6)
+  order = step_lib.epoch_order(3, 0, 20)
+  for step in range(7):
+    found = step_lib.batch_at(recipe, data, order, jnp.int32(step))
+    rows = order[step % 3 * 6 :][:6]
+    np.testing.assert_array_equal(found.images, data.take(rows).images)
+    np.testing.assert_array_equal(found.labels, data.take(rows).labels)
+
+
 def test_augmentation_and_dropout_change_with_the_step_alone(recipe, data):
   order = step_lib.epoch_order(3, 0, 20)
   first = step_lib.batch_at(recipe, data, order, jnp.int32(1)).images

@@ -65,6 +65,20 @@ def test_nothing_calls_back_to_the_host(platform):
   assert set(re.findall(r"custom_call @(\w+)", text)) <= {"Sharding"}
 
 
+def test_the_state_is_donated_and_nothing_else(tiny):
+  """Or weights and velocities would stand on the device twice."""
+  *given, data, order, count = arguments(tiny)
+  images = data.take(slice(BATCH))
+  for step, rest in (
+    (step_lib.train_step, (data, order)),
+    (step_lib.train_steps, (data, order, count)),
+    (step_lib.train_batch, (images,)),
+  ):
+    (recipe, state, totals, *others), _ = step.lower(*given, *rest).args_info
+    assert all(x.donated for x in jax.tree.leaves((state, totals)))
+    assert not any(x.donated for x in jax.tree.leaves((recipe, others)))
+
+
 def test_an_epoch_moves_nothing_between_host_and_device(tiny):
   recipe, state, totals, *rest = arguments(tiny)
   state, totals = step_lib.train_steps(recipe, state, totals, *rest)  # compiles

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -77,6 +79,14 @@ def test_a_net_that_takes_a_cut_sees_the_centre(strided):
   np.testing.assert_allclose(cut.inputs(images), strided.inputs(images)[:, 4:28, 4:28])
   gradients = np.ones((2, 24, 24, 3), np.float32)
   assert cut.unwhiten(gradients).shape == (2, 24, 24, 3)
+
+
+def test_the_classes_that_are_predicted_come_surest_first(strided):
+  inputs = strided.inputs(strided.data(None).take(np.arange(3)))
+  shares = np.asarray(jax.nn.softmax(strided.net.apply(strided.variables, jnp.asarray(inputs))))
+  for said, image in zip(strided.predicted(strided.net, inputs, best=3), shares, strict=True):
+    surest = sorted(range(10), key=lambda c: -image[c])[:3]
+    assert said == ", ".join(f"class {c} {round(100 * image[c])}%" for c in surest)
 
 
 def test_the_default_layers():

@@ -3,7 +3,6 @@
 import importlib
 import json
 import os
-import pathlib
 import signal
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import time
 
 import jax
 import pytest
-from test_configs import SWEEPS
 
 import launch
 from allcnn_jax import config as config_lib
@@ -20,8 +18,9 @@ from allcnn_jax.analysis import printed
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import loop, sweep
-
-ROOT = pathlib.Path(__file__).parents[1]
+from tests.processes import ROOT
+from tests.runs import contents, evaluation
+from tests.shipped import SWEEPS
 
 
 @pytest.fixture
@@ -223,7 +222,7 @@ def test_the_cost_is_told_before_and_the_time_left_once_runs_are_done(
   # 9 steps of 8 images in 9 s. Another run diverged after one of its 9, in a second: 10 steps done.
   (first / "metrics.jsonl").write_text('{"step": 9, "images_per_second": 8.0}\n')
   (second / "metrics.jsonl").write_text('{"step": 1, "images_per_second": 8.0}\n')
-  values = json.loads((second / "evaluation.json").read_text())
+  values = evaluation(second)
   (second / "evaluation.json").write_text(json.dumps(values | {"status": "diverged", "step": 1}))
   (tmp_path / "s" / f"{last}.broken").write_text("RuntimeError\n")
   trainer.outcomes = {"rate0.1-seed0": "stopped"}
@@ -235,14 +234,14 @@ def test_the_cost_is_told_before_and_the_time_left_once_runs_are_done(
 
 def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
   go(declared, tmp_path / "s", index=0)
-  before = {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  before = contents(tmp_path)
   for overrides, said in (
     ({"train.epochs": 2}, "train.epochs=1, not 2"),
     ({"optimizer.learning_rate": 0.1}, "rates="),
   ):
     with pytest.raises(UsageError, match=said):
       sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
-  assert before == {p: p.read_bytes() for p in tmp_path.rglob("*") if p.is_file()}
+  assert before == contents(tmp_path)
   sweep.sweep(
     sweep.plan(declared, {"log.every_steps": 9, "dataset.data_dir": "/moved"}, seeds=3),
     tmp_path / "s",

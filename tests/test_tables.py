@@ -4,26 +4,10 @@ import pytest
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import printed, report, tables
-from allcnn_jax.analysis.records import Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
-from configs import cifar10, cifar10_large, imagenet
-
-
-def run(error=10.0, status="ok", step=None, machine=None, **keys):
-  """A run of the paper's All-CNN-C but for `keys`, their dots written as two underscores."""
-  config = config_lib.complete(cifar10.get_config())
-  config.update_from_flattened_dict({k.replace("__", "."): v for k, v in keys.items()})
-  total = config.train.steps or 390 * config.train.epochs
-  metrics = [
-    {"step": s, "epoch": s / 390, "train_error": 1.0, "images_per_second": 2 * 390 * 128.0}
-    for s in (390, total)
-  ]
-  error = None if status == "diverged" else error
-  evaluation = {"error": error, "status": status, "step": step or total, "split": "test"}
-  if status != "diverged":
-    metrics.append({"step": total, "split": "test", "eval_error": error})
-  return Record(config, metrics, evaluation, machine or {}, "")
+from configs import cifar10_large, imagenet
+from tests.made import of_all_cnn_c as run
 
 
 def line(runs, name, table="table3"):
