@@ -287,16 +287,9 @@ def run(words: Sequence[str]) -> int:
   return verb.call(values)
 
 
-def _keep_compiled() -> None:
-  """What JAX compiles is kept for the next start, in the user's cache folder."""
-  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(files.cache() / "programs"))
-  # A start has many small programs, which JAX by itself would compile each time.
-  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
-
-
 def main() -> None:
   """Runs what stands on the command line and exits with its status."""
-  _keep_compiled()
+  files.keep_compiled()
   job, leave = contextlib.nullcontext, lambda status: None
   if sys.argv[1:2] == ["train"]:
     from allcnn_jax.training import sharding

@@ -153,3 +153,10 @@ def cache() -> epath.Path:
   """What can be made again stands in this folder: $XDG_CACHE_HOME, or ~/.cache, /allcnn_jax."""
   home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
   return epath.Path(home).expanduser() / "allcnn_jax"
+
+
+def keep_compiled() -> None:
+  """Has JAX keep what it compiles for the next start, in that folder; called before it is imported."""
+  os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache() / "programs"))
+  # A start has many small programs, which JAX by itself would compile each time.
+  os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")

@@ -26,6 +26,11 @@ from benchmarks import output
 from configs import cifar10
 
 PEER = pathlib.Path(__file__).with_name("torch_peer.py")
+DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # what PyTorch calls them
+PRECISE = (
+  "highest",
+  "float32",
+)  # values of JAX_DEFAULT_MATMUL_PRECISION under which there is no TF32
 
 
 def main():
@@ -45,6 +50,9 @@ def main():
   )
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
+  backend = jax.default_backend()
+  if backend not in DEVICES:
+    parser.error(f"the peer runs on a CPU or a GPU, and this is a {backend}.")
   if jax.device_count() > 1:
     parser.error("the peer knows one device: choose one, such as by CUDA_VISIBLE_DEVICES=0.")
   try:
@@ -55,7 +63,8 @@ def main():
   except UsageError as error:
     parser.error(str(error))
 
-  words = [flags.python, str(PEER), f"--steps={ours.steps}"]
+  words = [flags.python, str(PEER), f"--steps={ours.steps}", f"--device={DEVICES[backend]}"]
+  words += ["--precise"] if jax.config.jax_default_matmul_precision in PRECISE else []
   words += [f"--{k}={getattr(flags, k)}" for k in ("network", "width", "batch_size", "dtype")]
   words += ["--augment"] if flags.augment else []
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -72,7 +81,7 @@ def main():
 
   with peer:
     about = told()
-    print(f"{jax.default_backend()}: jax {jax.__version__} against {about}", flush=True)
+    print(f"{backend}: jax {jax.__version__} against {about}", flush=True)
     here, there = [], []
     for _ in range(flags.rounds):
       here.append(ours.steps * flags.batch_size / ours.seconds())
@@ -86,7 +95,11 @@ def main():
 
   ratios = [a / b for a, b in zip(here, there)]
   ratio, (low, high) = statistics.median(ratios), benchmark.quartiles(ratios)
-  print(f"x {ratio:.3f} of PyTorch's images a second ({low:.3f} to {high:.3f})")
+  failed = [way for way, rate in about["tried"].items() if not rate]
+  print(
+    f"x {ratio:.3f} of PyTorch's images a second ({low:.3f} to {high:.3f}), {about['way']}"
+    + (f"; failed: {', '.join(failed)}" if failed else "")
+  )
   asked = {k: v for k, v in output.asked(flags).items() if k != "python"}
   values = {
     "peer": about,

@@ -63,7 +63,7 @@ class Training:
   """A network, its optimizer and its data; `step` does one step, in one of the ways of `COMPILED`."""
 
   def __init__(self, flags, way):
-    self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    self.device = torch.device(flags.device)
     self.flags, on = flags, {"device": self.device}
     self.net = network(flags.network, flags.width, (0.2, 0.5)).to(
       memory_format=torch.channels_last, **on
@@ -134,16 +134,22 @@ def main():
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
+  parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+  parser.add_argument("--precise", action="store_true", help="a GPU's float32 is no TF32")
   parser.add_argument("--steps", type=int, default=1, help="in a round")
   flags = parser.parse_args()
   if flags.batch_size > IMAGES:
     parser.error(f"--batch_size={flags.batch_size} is more than its {IMAGES} images.")
+  on_gpu = flags.device == "cuda"
+  if on_gpu and not torch.cuda.is_available():
+    raise SystemExit("torch_peer: PyTorch finds no GPU.")
   torch.backends.cudnn.benchmark = True
-  if torch.cuda.is_available():  # TF32 for 1x1 convolutions too, which Inductor makes products of
-    torch.set_float32_matmul_precision("high")
+  torch.backends.cudnn.allow_tf32 = not flags.precise
+  # Of 1x1 convolutions too, which Inductor makes products of.
+  torch.set_float32_matmul_precision("highest" if flags.precise else "high")
 
   best, fastest, rates = None, None, {}
-  for way in COMPILED if torch.cuda.is_available() else ("plain", "compiled"):
+  for way in COMPILED if on_gpu else ("plain", "compiled"):
     try:
       training = Training(flags, way)
       training.rate(3)  # compiles, chooses kernels, warms up
@@ -158,6 +164,9 @@ def main():
     raise SystemExit("torch_peer: no way works.")
   about = {
     "torch": torch.__version__,
+    "device": torch.cuda.get_device_name() if on_gpu else "cpu",
+    "cudnn": torch.backends.cudnn.version() if on_gpu else None,
+    "tf32": on_gpu and not flags.precise,
     "way": best,
     "tried": rates,
     "threads": torch.get_num_threads(),

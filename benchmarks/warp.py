@@ -18,9 +18,8 @@ import numpy as np
 import scipy.ndimage
 
 from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import augmentation
-from allcnn_jax.training import parts
-from allcnn_jax.training import step as step_lib
 from benchmarks import output
 from configs import cifar10_large
 
@@ -51,28 +50,14 @@ def by_scipy(images, matrix, shift):
 
 
 def share_of_a_step(batch_size, rounds):
-  """Seconds of a step of the Large net, and of the same step without augmentation."""
+  """Seconds of a step of the Large net, and of the same step without augmentation, in turn."""
   config = config_lib.complete(cifar10_large.get_config())
   config.train.batch_size = batch_size
-  labels = jnp.zeros(batch_size, jnp.int32)
-  data = step_lib.Stored.of(jnp.zeros((batch_size, 32, 32, 3)), labels)
-  centred = step_lib.Stored.of(jnp.zeros((batch_size, *SIZE, 3)), labels)
-  order = jnp.arange(batch_size)
-  plain = config_lib.complete(config)
+  plain = config.copy_and_resolve_references()
   plain.dataset.augment, plain.dataset.plain_epochs = "none", 0
-  steps = {}
-  for name, which, images in (("augmented", config, data), ("plain", plain, centred)):
-    recipe = parts.recipe(which, 10, 50_000)
-    carry = [step_lib.init(recipe, 3), step_lib.Totals.zero()]
-
-    def step(recipe=recipe, carry=carry, images=images):
-      carry[:] = step_lib.train_step(recipe, *carry, images, order)
-      return carry[1]
-
-    steps[name] = step
-    seconds(step)
-  times = [{name: seconds(step) for name, step in steps.items()} for _ in range(rounds)]
-  return {name: statistics.median(t[name] for t in times) for name in steps}
+  runs = {"augmented": benchmark.Rounds(config), "plain": benchmark.Rounds(plain)}
+  times = [{name: run.seconds() / run.steps for name, run in runs.items()} for _ in range(rounds)]
+  return {name: statistics.median(t[name] for t in times) for name in runs}
 
 
 def main():

@@ -37,7 +37,7 @@ def test_it_says_what_is_measured_and_writes_it(tiny, tmp_path):
 
 def test_its_figures_are_those_of_rounds_of_a_known_time(tiny, monkeypatch):
   """A quarter of a second for one step of eight images."""
-  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run: 0.25)
+  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run, calls=None: 0.25)
   monkeypatch.setattr(benchmark.roofline, "best", lambda *_, **__: 0.5)
   found = benchmark.benchmark(tiny)
   assert found["images_per_second"]["median"] == 8 / 0.25
@@ -56,7 +56,7 @@ def test_a_round_trains(tiny):
 
 def test_a_round_has_as_many_calls_as_make_it_long_enough(tiny, monkeypatch):
   monkeypatch.setattr(benchmark, "_ROUND", 1.0)
-  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run: 0.15)
+  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run, calls=None: 0.15)
   assert benchmark.Rounds(tiny).steps == 7
 
 

@@ -4,6 +4,7 @@ import json
 import sys
 import types
 
+import jax
 import pytest
 
 from benchmarks import compare, learning_rules, saliency, scaling, warp
@@ -33,7 +34,8 @@ def against(tmp_path, monkeypatch):
   def go(*lines):
     peer = tmp_path / "peer"
     said = "".join(f"print({line!r}, flush=True); sys.stdin.readline()\n" for line in lines)
-    peer.write_text(f"#!{sys.executable}\nimport sys\n{said}")
+    told = f"open({str(tmp_path / 'told')!r}, 'w').write(' '.join(sys.argv))"
+    peer.write_text(f"#!{sys.executable}\nimport sys\n{told}\n{said}")
     peer.chmod(0o755)
     ours = types.SimpleNamespace(steps=5, seconds=lambda: 0.25)
     monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
@@ -45,16 +47,29 @@ def against(tmp_path, monkeypatch):
   return go
 
 
-def test_the_ratio_to_the_peer_is_that_of_each_round(against):
-  found = against('{"torch": "2"}', "20.0", "80.0")
+ABOUT = {"torch": "2", "way": "plain", "tried": {"plain": 20.0, "compiled": 0.0}}
+
+
+def test_the_ratio_to_the_peer_is_that_of_each_round(against, capsys):
+  found = against(json.dumps(ABOUT), "20.0", "80.0")
   assert found["images_per_second"] == {"here": [40.0, 40.0], "there": [20.0, 80.0]}
   assert found["ratio"] == (2 + 0.5) / 2
-  assert found["peer"] == {"torch": "2"}
+  assert found["peer"] == ABOUT
+  assert capsys.readouterr().out.endswith(", plain; failed: compiled\n")
+
+
+@pytest.mark.parametrize(("asked", "precise"), [(None, False), ("highest", True)])
+def test_the_peer_is_told_the_device_and_the_precision(against, asked, precise, tmp_path):
+  with jax.default_matmul_precision(asked):
+    against(json.dumps(ABOUT), "20.0", "80.0")
+  words = (tmp_path / "told").read_text().split()
+  assert "--device=cpu" in words
+  assert ("--precise" in words) == precise
 
 
 def test_a_peer_that_ends_early_is_one_line_and_nothing_is_written(against, tmp_path, capsys):
   with pytest.raises(SystemExit, match="2"):
-    against('{"torch": "2"}', "10.0")
+    against(json.dumps(ABOUT), "10.0")
   assert "the peer has ended" in capsys.readouterr().err
   assert not (tmp_path / "found.json").exists()
 

@@ -4,7 +4,6 @@ The very step that training runs, but for its rate, on random images that lie on
 step a call on a CPU or where training is given its batches one by one, many on an accelerator.
 """
 
-import contextlib
 import math
 import os
 import pathlib
@@ -97,21 +96,17 @@ class Rounds:
       "temporaries": memory.temp_size_in_bytes,
       "program": memory.generated_code_size_in_bytes,
     }
-    self._calls = 1
-    self._train()
+    self.seconds(calls=1)
     self.first_step_seconds = _since_start()
-    self._calls = math.ceil(_ROUND / self.seconds())
+    self._calls = math.ceil(_ROUND / self.seconds(calls=1))
     self.steps = steps * self._calls
 
-  def _train(self) -> None:
-    for _ in range(self._calls):
+  def seconds(self, calls: int | None = None) -> float:
+    """How long one more round takes, or so many calls."""
+    start = time.perf_counter()
+    for _ in range(calls or self._calls):
       self.state, self._totals = self._step(self.recipe, self.state, self._totals, *self._inputs)
     jax.block_until_ready(self._totals)
-
-  def seconds(self) -> float:
-    """How long one more round takes."""
-    start = time.perf_counter()
-    self._train()
     return time.perf_counter() - start
 
   def evaluation(self) -> float:
@@ -135,7 +130,7 @@ def benchmark(
   Args:
     config: complete.
     output: a JSON file to write.
-    profile: a folder for a trace of the first rounds, to be opened with TensorBoard or Perfetto.
+    profile: a folder for a trace of one call, to be opened with TensorBoard or Perfetto.
 
   Returns:
     What is written to `output`: times in seconds, rates a second, sizes in bytes.
@@ -150,9 +145,11 @@ def benchmark(
   run = Rounds(config)
   if profile is not None:
     files.make_folder(profile, f"--profile={profile}")
-  with jax.profiler.trace(str(profile)) if profile else contextlib.nullcontext():
-    for _ in range(_WARM):  # the caches and clocks are warm from here on
-      run.seconds()
+  for _ in range(_WARM):  # the caches and clocks are warm from here on
+    run.seconds()
+  if profile is not None:
+    with jax.profiler.trace(str(profile)):
+      run.seconds(calls=1)
   seconds: list[float] = []
   while len(seconds) < _ROUNDS or sum(seconds) < _SECONDS:
     seconds.append(run.seconds())
