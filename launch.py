@@ -22,7 +22,10 @@ from allcnn_jax.errors import DiskFull, UsageError, is_denied, is_full, unknown
 
 
 def train(values: flags.FlagValues) -> int:
-  """--config=FILE --workdir=DIR [--config.a.b=VALUE ...]"""
+  """Trains a run, or goes on with it from its newest checkpoint.
+
+  --config=FILE --workdir=DIR [--config.a.b=VALUE ...]
+  """
   from allcnn_jax.training import loop
 
   outcome = loop.train(_config(values), _workdir(values))
@@ -30,7 +33,10 @@ def train(values: flags.FlagValues) -> int:
 
 
 def evaluate(values: flags.FlagValues) -> int:
-  """--workdir=DIR [--step=N] [--split=NAME] [--dataset=NAME] [--views=K]"""
+  """Evaluates a run's checkpoint: all that it needs is in the folder.
+
+  --workdir=DIR [--step=N] [--split=NAME] [--dataset=NAME] [--views=K]
+  """
   from allcnn_jax.training import evaluate as evaluate_lib
 
   result = evaluate_lib.from_workdir(
@@ -49,7 +55,10 @@ def evaluate(values: flags.FlagValues) -> int:
 
 
 def describe(values: flags.FlagValues) -> int:
-  """--config=FILE [--config2=FILE]"""
+  """Prints a network layer by layer: size, receptive field, parameters, multiply-adds; or two side by side.
+
+  --config=FILE [--config2=FILE]
+  """
   from allcnn_jax.analysis import describe as describe_lib
 
   configs = [_config(values)] + ([values.config2] if "config2" in values else [])
@@ -58,7 +67,10 @@ def describe(values: flags.FlagValues) -> int:
 
 
 def visualize(values: flags.FlagValues) -> int:
-  """--workdir=DIR --figure=NAME [--layer=NAME] [--channels=0,1] [--input=PHOTO ...] [--step=N] [--split=NAME]"""
+  """Draws a figure of the papers from a run's folder, or what its network sees in a picture.
+
+  --workdir=DIR --figure=NAME [--layer=NAME] [--channels=0,1] [--input=PHOTO ...] [--step=N] [--split=NAME]
+  """
   from allcnn_jax.analysis import figures
 
   if not all(c.isdecimal() for c in values.channels):
@@ -77,7 +89,10 @@ def visualize(values: flags.FlagValues) -> int:
 
 
 def benchmark(values: flags.FlagValues) -> int:
-  """--config=FILE [--output=FILE] [--profile=DIR]"""
+  """Measures how fast a config's training step is here, and each layer.
+
+  --config=FILE [--output=FILE] [--profile=DIR]
+  """
   from allcnn_jax.analysis import benchmark as benchmark_lib
 
   found = benchmark_lib.benchmark(_config(values), values.output, values.profile)
@@ -86,7 +101,10 @@ def benchmark(values: flags.FlagValues) -> int:
 
 
 def compile(values: flags.FlagValues) -> int:
-  """--config=FILE --topology=v5e:2x4|h200:1|... [--output=FILE]"""
+  """Compiles a config's programs for a machine that need not be at hand, and says what they need there.
+
+  --config=FILE --topology=v5e:2x4|h200:1|... [--output=FILE]
+  """
   from allcnn_jax.analysis import compile as compile_lib
 
   compiled = compile_lib.compile(_config(values), values.topology or "", output=values.output)
@@ -95,7 +113,10 @@ def compile(values: flags.FlagValues) -> int:
 
 
 def sweep(values: flags.FlagValues) -> int:
-  """--config=FILE[:ARGUMENT] --workdir=DIR [--index=N] [--seeds=N] [--config.a.b=VALUE ...]"""
+  """Does the runs of a config's sweep that are not done yet.
+
+  --config=FILE[:ARGUMENT] --workdir=DIR [--index=N] [--seeds=N] [--config.a.b=VALUE ...]
+  """
   from allcnn_jax.analysis import printed
   from allcnn_jax.training import sweep as sweep_lib
 
@@ -110,7 +131,10 @@ def sweep(values: flags.FlagValues) -> int:
 
 
 def report(values: flags.FlagValues) -> int:
-  """--workdir=DIR [--output=DIR]"""
+  """Makes a table of the runs in a folder, measured beside printed.
+
+  --workdir=DIR [--output=DIR]
+  """
   from allcnn_jax.analysis import report as report_lib
 
   for path in report_lib.report(_workdir(values), values.output):
@@ -138,6 +162,13 @@ VERBS = {
   "sweep": Verb(sweep, ("config",), ("workdir", "index", "seeds")),
   "report": Verb(report, (), ("workdir", "output")),
 }
+
+
+def _told(verb: Verb) -> list[str]:
+  """What a verb does, and the flags that it takes."""
+  return inspect.getdoc(verb.call).split("\n\n")
+
+
 # The flags that name files or folders.
 _PLACES = ("workdir", "output", "profile", "input")
 
@@ -267,13 +298,14 @@ def run(words: Sequence[str]) -> int:
   """
   name, *words = words or ("",)
   if name.lstrip("-") in ("h", "help"):
-    print(__doc__ + "\n" + "\n".join(f"  {n:9}  {v.call.__doc__}" for n, v in VERBS.items()))
+    print(__doc__ + "\n" + "\n".join(f"  {n:9}  {_told(v)[0]}" for n, v in VERBS.items()))
     return 0
   if name not in VERBS:
     raise unknown("verb", name, VERBS)
   verb = VERBS[name]
   if {"-h", "--help"} & {*words}:
-    print(f"python launch.py {name} {verb.call.__doc__}")
+    what, usage = _told(verb)
+    print(f"{what}\n\n  python launch.py {name} {usage}")
     return 0
   values = flags.FlagValues()
   for flag in verb.flags:

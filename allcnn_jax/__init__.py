@@ -8,6 +8,7 @@ above it in this list:
   training/  how weights change
   analysis/  what was learned
 
-Beside them stand `errors`, the one exception that is the user's to mend, which every room raises,
-and `config`, the keys of a config with the names that the rooms offer for them.
+Beside them stand `errors`, the exceptions that are the user's to mend, and `files`, which writes a
+file whole or not at all, for every room; and `config`, the keys of a config with the names that the
+rooms offer for them.
 """

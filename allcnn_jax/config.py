@@ -137,7 +137,7 @@ KEYS: dict[str, Key] = {
     "deviations of a channel's offset (of 256 levels), gain, and slopes by row and column",
   ),
   "stream.workers": _integer(
-    0, 0, "processes that decode images that vary in size; 0: threads of the run itself"
+    0, 0, "processes that decode images that vary in size; 0: up to four threads of the run itself"
   ),
   "stream.damaged": _number(
     0.01, "the share of damaged records of a split above which a run stops", below=1.0
@@ -265,6 +265,12 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise UsageError(
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "
       "colours on the scale of 'grey' and surrounds images with it."
+    )
+  plain, epochs = config.dataset.plain_epochs, config.train.epochs
+  if plain and plain >= epochs and config.dataset.augment != "none":
+    raise UsageError(
+      f"dataset.plain_epochs={plain} of train.epochs={epochs} leave none with dataset.augment="
+      f"{config.dataset.augment!r}: fewer of them, or more epochs."
     )
   rule, clip_norm = config.rule.name, config.optimizer.clip_norm
   if learning_rules.RULES[rule].manhattan and clip_norm:

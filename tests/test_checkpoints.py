@@ -1,4 +1,5 @@
 import errno
+import logging
 import shutil
 
 import jax
@@ -57,6 +58,13 @@ def test_looking_makes_no_folder(tmp_path):
 def test_a_step_that_is_not_there_is_named_with_those_that_are(saved):
   with pytest.raises(UsageError, match="There are: 2, 3"):
     checkpoints.Checkpoints(saved).restore(like(), 1)
+
+
+def test_what_others_log_is_left_to_them(saved):
+  logger = logging.getLogger("absl")
+  before = logger.level
+  checkpoints.Checkpoints(saved).restore(like())
+  assert logger.level == before < logging.CRITICAL
 
 
 def test_another_network_is_refused(saved):

@@ -97,21 +97,24 @@ def test_top_5_is_told_of_sets_of_more_than_ten_classes():
 
 
 @pytest.mark.parametrize(
-  ("loss", "classes", "expected"),
+  ("loss", "error", "classes", "expected"),
   [
-    (math.log(10), 10, "dead"),
-    (2.3123, 10, "dead"),
-    (2.27, 10, "ok"),
-    (0.1, 10, "ok"),
-    (2.5, 10, "ok"),
-    (math.log(100), 100, "dead"),
-    (2.3026, 100, "ok"),
-    (math.nan, 10, "diverged"),
-    (math.inf, 10, "diverged"),
+    (math.log(10), 90.0, 10, "dead"),
+    (2.3123, 88.0, 10, "dead"),
+    (2.27, 85.0, 10, "ok"),
+    (0.1, 3.0, 10, "ok"),
+    (2.5, 90.0, 10, "ok"),
+    (math.log(100), 99.0, 100, "dead"),
+    (2.3026, 60.0, 100, "ok"),
+    (math.log(2), 50.0, 2, "dead"),
+    (0.7, 10.0, 2, "ok"),  # a few sure mistakes
+    (0.0, 0.0, 1, "ok"),  # ln 1
+    (math.nan, math.nan, 10, "diverged"),
+    (math.inf, 90.0, 10, "diverged"),
   ],
 )
-def test_dead_is_a_loss_at_the_logarithm_of_the_classes(loss, classes, expected):
-  assert evaluate.status(loss, classes) == expected
+def test_dead_is_the_loss_and_the_error_of_guessing(loss, error, classes, expected):
+  assert evaluate.status(loss, error, classes) == expected
 
 
 def test_what_is_no_number_is_null(tmp_path):

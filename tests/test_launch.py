@@ -248,9 +248,16 @@ def test_a_wrong_verb_ends_with_status_2_and_one_line():
   assert "Traceback" not in done.stderr
 
 
-def test_a_verb_says_what_it_takes(capsys):
-  assert launch.run(["train", "--help"]) == 0
-  assert "--config=FILE --workdir=DIR" in capsys.readouterr().out
+def test_verbs_say_what_they_do_and_take(capsys):
+  assert launch.run(["--help"]) == 0
+  briefly = capsys.readouterr().out
+  for name, verb in launch.VERBS.items():
+    assert launch.run([name, "--help"]) == 0
+    what, usage = capsys.readouterr().out.split("\n\n")
+    assert what.endswith(".")
+    assert f"  {name:9}  {what}\n" in briefly
+    assert usage.startswith(f"  python launch.py {name} --")
+    assert all(f"--{flag}" in usage for flag in (*verb.configs, *verb.flags))
 
 
 @pytest.mark.parametrize(

@@ -285,6 +285,10 @@ def test_a_run_begins_with_the_weights_of_another_under_any_rule(tiny, tmp_path)
   loop.train(tiny, tmp_path / "next")
   # Feedback weights go along, though the seed is another one.
   same(evaluate.restore(tmp_path / "next").variables, fa)
+  tiny.dataset.preprocessing = "none"
+  with pytest.raises(UsageError, match="preprocessed by 'standardize', here they are by 'none'"):
+    loop.train(tiny, tmp_path / "otherwise")
+  tiny.dataset.preprocessing = "standardize"
   tiny.model.width = 0.08
   with pytest.raises(UsageError, match="another one than fa_cifar10_1"):
     loop.train(tiny, tmp_path / "wider")

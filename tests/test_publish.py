@@ -29,6 +29,12 @@ def test_a_published_network_scores_what_its_run_did(published):
   assert before["step"] == 3
 
 
+def test_a_published_network_s_record_stays_whatever_it_is_evaluated_on(published):
+  before = contents(published)
+  assert evaluate.from_workdir(published, split="train")["examples"] == 96
+  assert contents(published) == before
+
+
 def test_another_run_begins_with_a_published_network(published, tiny):
   tiny.rule.start_from, tiny.optimizer.learning_rate = str(published), 0.0
   loop.train(tiny, published.parent / "next")

@@ -290,6 +290,7 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
     ({"rate": (0.1,)}, "Did you mean 'rates'"),
     ({"units": []}, "needs `units`"),
     ({"units": "all_cnn_a"}, "list or tuple, not 'all_cnn_a'"),
+    ({"units": ["all_cnn_a"]}, "must be configs, not 'all_cnn_a'"),
     ({"seeds": 2.5}, "must be int, not 2.5"),
     ({"rates": (0.1, "fast")}, "not 'fast'"),
     ({"rates": (0.1, -1)}, "a number from 0"),

@@ -36,8 +36,6 @@ _WHOLE = "commit_success.txt"  # Orbax's mark in a bucket
 # Of networks that were trained here: inside of an installed package, beside it in a clone.
 _PACKAGE = pathlib.Path(__file__).parents[1]
 _PRETRAINED = (_PACKAGE / "pretrained", _PACKAGE.with_name("pretrained"))
-# Orbax tells of every save on the terminal, and of what fails before it raises it.
-logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 
 class Checkpoints:
@@ -104,14 +102,15 @@ class Checkpoints:
         raise OSError(errno.ENOSPC, "No space left")
 
   def _save(self, step: int, state: TrainState) -> None:
-    if self._orbax is None:
-      self._orbax = ocp.training.Checkpointer(
-        self._path,
-        save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-        preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
-        cleanup_tmp_directories=True,
-      )
-    self._orbax.save(step, state)
+    with _quiet():
+      if self._orbax is None:
+        self._orbax = ocp.training.Checkpointer(
+          self._path,
+          save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+          preservation_policy=ocp.training.preservation_policies.LatestN(self._keep),
+          cleanup_tmp_directories=True,
+        )
+      self._orbax.save(step, state)
     if sharding.is_first():
       place = self._path / str(step)
       sums = _checksums(place)
@@ -172,7 +171,8 @@ class Checkpoints:
   def close(self) -> None:
     """Ends what runs in the background."""
     if self._orbax is not None:
-      self._orbax.close()
+      with _quiet():
+        self._orbax.close()
 
 
 class Pretrained(NamedTuple):
@@ -224,10 +224,23 @@ def _load(place: epath.Path, like: TrainState) -> TrainState:
 
 
 @contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Orbax tells of every save on the terminal, and of what fails before it raises it."""
+  logger = logging.getLogger("absl")
+  before = logger.level
+  logger.setLevel(logging.CRITICAL)
+  try:
+    yield
+  finally:
+    logger.setLevel(before)
+
+
+@contextlib.contextmanager
 def _reading(place: epath.Path) -> Iterator[None]:
   """One line for whatever Orbax and TensorStore raise meanwhile, which is of many kinds."""
   try:
-    yield
+    with _quiet():
+      yield
   except Exception as error:
     first = " ".join(str(error).split())[:160]
     raise UsageError(f"The checkpoint {place} cannot be read ({first} ...).") from None

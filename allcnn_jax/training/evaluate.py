@@ -17,7 +17,7 @@ from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import checkpoints, parts, reporting, sharding, sources
+from allcnn_jax.training import checkpoints, parts, reporting, sharding, sources, weights
 from allcnn_jax.training import step as step_lib
 
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
@@ -71,15 +71,17 @@ def evaluate(
   return Scores(loss / n, 100 * wrong / n, 100 * wrong_top5 / n, int(n))
 
 
-def status(loss: float, num_classes: int) -> str:
-  """ "ok"; "diverged": the loss is not finite; "dead": it stays at ln(classes).
+def status(loss: float, error: float, num_classes: int) -> str:
+  """ "ok"; "diverged": the loss is not finite; "dead": loss and error are those of guessing.
 
   A bad start of a network with a ReLU on its last layer ends there, at the same answer for every
-  image, for good.
+  image, for good. A loss of ln(classes) alone may also be that of a few sure mistakes: so more than
+  half as many must be wrong as by guessing.
   """
   if not math.isfinite(loss):
     return "diverged"
-  return "dead" if _DEAD[0] < loss - math.log(num_classes) < _DEAD[1] else "ok"
+  guesses = error > 50 * (1 - 1 / num_classes)
+  return "dead" if guesses and _DEAD[0] < loss - math.log(num_classes) < _DEAD[1] else "ok"
 
 
 def _path(workdir: epath.PathLike) -> epath.Path:
@@ -185,7 +187,7 @@ def from_workdir(
   dataset: str | None = None,
   views: int = 0,
 ) -> dict[str, Any]:
-  """Evaluates a run's checkpoint and writes `evaluation.json`.
+  """Evaluates a run's checkpoint and writes `evaluation.json`, but for a published network's.
 
   Args:
     workdir: the run's folder; nothing else is needed.
@@ -195,13 +197,15 @@ def from_workdir(
     views: if not 0, over how many augmented views of each image probabilities are averaged.
 
   Returns:
-    What was written: `summary` says what.
+    What `summary` says, and `views` if they were asked for.
 
   Raises:
     UsageError: something is missing, damaged, or does not fit the network.
   """
   trained = restore(workdir, step)
-  files.check_file(_path(workdir), str(_path(workdir)))
+  keeps = not (epath.Path(workdir) / weights.NAME).exists()
+  if keeps:
+    files.check_file(_path(workdir), str(_path(workdir)))
   split = split or parts.eval_split(trained.config, dataset)
   if views and trained.config.dataset.augment == "none":
     raise UsageError(
@@ -224,7 +228,8 @@ def from_workdir(
     scores, trained.step, split, dataset or trained.config.dataset.name, len(trained.classes)
   )
   values |= {"views": views} if views else {}
-  write(workdir, values)
+  if keeps:
+    write(workdir, values)
   return values
 
 
@@ -241,5 +246,5 @@ def summary(
     **top5,
     "loss": scores.loss,
     "step": step,
-    "status": status(scores.loss, num_classes),
+    "status": status(scores.loss, scores.error, num_classes),
   }

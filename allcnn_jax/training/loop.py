@@ -290,11 +290,17 @@ def _given(
   """The variables of the run that this one begins with, if there is one.
 
   Raises:
-    UsageError: there are none, or they are of another network.
+    UsageError: there are none, or they are of another network, or of images preprocessed otherwise.
   """
   if not config.rule.start_from:
     return None
-  given = evaluate.restore(os.path.expanduser(config.rule.start_from)).variables
+  other = evaluate.restore(os.path.expanduser(config.rule.start_from))
+  given, kinds = other.variables, [x.dataset.preprocessing for x in (other.config, config)]
+  if kinds[0] != kinds[1]:
+    raise UsageError(
+      f"rule.start_from={config.rule.start_from}: its images were preprocessed by {kinds[0]!r}, "
+      f"here they are by {kinds[1]!r}: dataset.preprocessing must be the same."
+    )
   own = jax.eval_shape(lambda: step_lib.init(recipe, channels)).variables["params"]
   if jax.tree.map(jnp.shape, given["params"]) != jax.tree.map(jnp.shape, own):
     raise UsageError(

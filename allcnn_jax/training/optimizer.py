@@ -17,7 +17,7 @@ def create(
 
   Springenberg et al. 2015, 3.2: stochastic gradient descent with a momentum of 0.9, a learning
   rate that is multiplied by 0.1 after 200, 250 and 300 epochs, and a weight decay of 0.001, which
-  is coupled: it is added to the gradient before anything else.
+  is coupled: it is added to the gradient before momentum.
 
   With g the decayed gradient and r the rate, SGD's velocity v is, by `velocity`:
     "caffe": v <- m v + r g,  w <- w - v: after a drop of the rate the weights coast on.
@@ -28,7 +28,7 @@ def create(
   one matrix, (h w c_in + 1, c_out), along its velocity with all singular values made about 1, or
   sqrt(columns / rows) where it is wider than tall. Its decay is decoupled: w <- w - r (step + decay w).
 
-  Before all this, a gradient whose norm over all weights is above `clip_norm` is scaled down to it.
+  Before all this, decay too, a gradient whose norm over all weights is above `clip_norm` is scaled down to it.
 
   Args:
     config: the section `optimizer` of a config.

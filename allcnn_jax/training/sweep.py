@@ -135,6 +135,9 @@ def _check(declared: Any) -> None:
       raise UsageError(f"{key} of a sweep must be {kind}, not {value!r}.")
   if not declared.get("units"):
     raise UsageError("A sweep needs `units`, a list of configs.")
+  for unit in declared["units"]:
+    if not isinstance(unit, ml_collections.ConfigDict):
+      raise UsageError(f"units of a sweep must be configs, not {unit!r}.")
   for rate in declared.get("rates", ()):
     if not isinstance(rate, int | float):
       raise UsageError(f"rates of a sweep must be numbers, not {rate!r}.")
