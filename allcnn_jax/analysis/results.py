@@ -44,7 +44,9 @@ def _overview(made: dict[epath.Path, tables.Made]) -> str:
     "# Measured results",
     "Made by `python -m allcnn_jax.analysis.results` from the records in each folder; a record has "
     "the run's config, its curves, its command, the machine, the versions and, but for the oldest, the "
-    "commit. What was tried on the way is in [LOG.md](LOG.md).",
+    "commit. What was tried on the way is in [LOG.md](LOG.md). Beside errors there were measured: speeds "
+    "([speed/](speed), [rule_cost/](rule_cost), [input/](input)), and runs that were killed and damaged "
+    "([faults.json](faults.json)).",
     report.ABOUT,
   ]
   for folder, x in made.items():
