@@ -69,16 +69,14 @@ class Rounds:
     self.state = start(recipe, self.image[2])
     self._totals = sharding.everywhere(step_lib.Totals.zero)()
 
-    on_cpu, given, steps = jax.default_backend() == "cpu", (), 1
     if sizes.varies:
-      step, batch = step_lib.train_batch, data.take(slice(recipe.batch_size))
+      batch = data.take(slice(recipe.batch_size))
       self._inputs = (jax.device_put(batch, recipe.batch_sharding),)
+      step, given, steps = step_lib.train_batch, (), 1
     else:
-      step, n = step_lib.train_step, len(data.labels)
-      self._inputs = (data, step_lib.epoch_order(recipe.seed, 0, n))
-      if not on_cpu:
-        steps = parts.steps_a_call(config, sizes.train - config.dataset.validation)
-        step, given = step_lib.train_steps, (steps,)
+      self._inputs = (data, step_lib.epoch_order(recipe.seed, 0, len(data.labels)))
+      examples = sizes.train - config.dataset.validation
+      step, given, steps = sources.steps_of_stored(parts.steps_a_call(config, examples))
 
     events: list[str] = []
 

@@ -81,6 +81,16 @@ def open(config: ml_collections.ConfigDict, split: str, name: str | None = None)
   return Resident(config, split, name)
 
 
+def steps_of_stored(steps_a_call: int) -> tuple[Callable[..., Any], tuple[int, ...], int]:
+  """(what trains on a set on the device, what it takes besides, how many steps one call of it does).
+
+  XLA's CPU backend runs a convolution inside a loop many times slower than outside it: one step.
+  """
+  if jax.default_backend() == "cpu":
+    return step_lib.train_step, (), 1
+  return step_lib.train_steps, (steps_a_call,), steps_a_call
+
+
 def batches(data: step_lib.Stored, batch_size: int) -> Iterator[Batch]:
   """Each image once; the last batch is filled up and the filling masked."""
   n = len(data.labels)
@@ -136,12 +146,7 @@ class Resident:
     self._order = functools.lru_cache(1)(
       lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), n)
     )
-    # XLA's CPU backend runs a convolution inside a loop many times slower than outside it.
-    on_cpu = jax.default_backend() == "cpu"
-    self._step, self._count = (
-      (step_lib.train_step, ()) if on_cpu else (step_lib.train_steps, (steps_a_call,))
-    )
-    self._steps_a_call = 1 if on_cpu else steps_a_call
+    self._step, self._count, self._steps_a_call = steps_of_stored(steps_a_call)
     self._step.lower(*self._given(state, totals, epoch=0)).compile()
 
   def _given(self, state: step_lib.TrainState, totals: step_lib.Totals, epoch: int) -> tuple:
