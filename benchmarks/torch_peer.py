@@ -143,10 +143,11 @@ def main():
   on_gpu = flags.device == "cuda"
   if on_gpu and not torch.cuda.is_available():
     raise SystemExit("torch_peer: PyTorch finds no GPU.")
+  tf32 = on_gpu and not flags.precise
   torch.backends.cudnn.benchmark = True
-  torch.backends.cudnn.allow_tf32 = not flags.precise
-  # Of 1x1 convolutions too, which Inductor makes products of.
-  torch.set_float32_matmul_precision("highest" if flags.precise else "high")
+  torch.backends.cudnn.allow_tf32 = tf32
+  # For 1x1 convolutions too, which Inductor makes products of.
+  torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
   best, fastest, rates = None, None, {}
   for way in COMPILED if on_gpu else ("plain", "compiled"):
@@ -166,7 +167,7 @@ def main():
     "torch": torch.__version__,
     "device": torch.cuda.get_device_name() if on_gpu else "cpu",
     "cudnn": torch.backends.cudnn.version() if on_gpu else None,
-    "tf32": on_gpu and not flags.precise,
+    "tf32": tf32,
     "way": best,
     "tried": rates,
     "threads": torch.get_num_threads(),
