@@ -1,9 +1,11 @@
-"""Records made by hand."""
+"""Records and sheets made by hand."""
 
 import ml_collections
+import numpy as np
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis.records import Record
+from allcnn_jax.analysis.sheet import Block, Row, Sheet
 from tests import shipped
 
 
@@ -38,3 +40,13 @@ def of_all_cnn_c(error=10.0, status="ok", step=None, machine=None, **keys):
   if status != "diverged":
     metrics.append({"step": total, "split": "test", "eval_error": error})
   return Record(config, metrics, evaluation, machine or {}, "")
+
+
+def sheet(name="figure9", **changes):
+  """A sheet of one row of two pictures, but for `changes`."""
+  red = np.zeros((4, 6, 3), np.uint8)
+  red[..., 0] = np.arange(24).reshape(4, 6) * 10
+  blocks = [
+    Block("filter 7", [Row("guided", [red, red[:, ::-1]], ["1.5", "2.5"], "±3")], ["a", "b"])
+  ]
+  return Sheet(name, "Title", "Caption. " * 20, blocks, 1, {"guided": red})._replace(**changes)

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from allcnn_jax.analysis import alignment, charts, figures, ways_back
+from allcnn_jax.analysis import alignment, figures, ways_back
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
 from tests.made import of_rule as run
@@ -61,13 +61,6 @@ def test_every_chart_is_drawn_and_written_with_its_numbers(tmp_path):
     assert [p.name for p in paths] == [f"{name}.npz", f"{name}.png", "index.html"]
   with np.load(tmp_path / "figures" / "fa3.npz") as arrays:
     np.testing.assert_allclose(arrays["0.fa.conv2"], [[0, 1, 2], [1, 11, 21], [0, 0, 0]])
-
-
-def test_a_chart_has_ink_of_each_line():
-  image = charts.draw(alignment.learning([run(), run("bp", scale=2.0)]))
-  for blue, orange in (((31, 119, 180), (255, 127, 14)),):
-    assert (image == blue).all(-1).any()
-    assert (image == orange).all(-1).any()
 
 
 def test_learning_curves_leave_dead_runs_out_where_others_are_there():

@@ -1,4 +1,4 @@
-"""Sheets become images, pixel for pixel, and files, whole or not at all."""
+"""Figures become files, whole or not at all."""
 
 import numpy as np
 import pytest
@@ -6,38 +6,8 @@ from etils import epath
 from PIL import Image
 
 from allcnn_jax.analysis import figures
-from allcnn_jax.analysis.sheet import Block, Row, Sheet
 from allcnn_jax.errors import UsageError
-
-
-def sheet(name="figure9", **changes):
-  red = np.zeros((4, 6, 3), np.uint8)
-  red[..., 0] = np.arange(24).reshape(4, 6) * 10
-  blocks = [
-    Block("filter 7", [Row("guided", [red, red[:, ::-1]], ["1.5", "2.5"], "±3")], ["a", "b"])
-  ]
-  return Sheet(name, "Title", "Caption. " * 20, blocks, 1, {"guided": red})._replace(**changes)
-
-
-def test_every_picture_is_drawn_pixel_for_pixel():
-  picture = sheet().blocks[0].rows[0].pictures[0]
-  drawn = figures.draw(sheet())
-  large = np.kron(picture, np.ones((20, 20, 1), np.uint8))
-  top, left = np.argwhere((drawn == picture[3, 5]).all(-1)).min(axis=0) - (60, 100)
-  np.testing.assert_array_equal(drawn[top : top + 80, left : left + 120], large)
-
-
-def test_nothing_is_cut_off_at_the_edges():
-  wide = Block("a long title " * 9, [Row("label", [np.zeros((3, 3, 3), np.uint8)], [], "±1")])
-  drawn = figures.draw(sheet(blocks=[wide], title="A title that is long " * 5))
-  for edge in (drawn[:8], drawn[-8:], drawn[:, :8], drawn[:, -8:]):
-    assert (edge == 255).all()
-
-
-def test_large_pictures_are_made_smaller():
-  green = np.full((900, 600, 3), (0, 200, 0), np.uint8)
-  drawn = figures.draw(sheet(blocks=[Block("", [Row("", [green])])]))
-  assert (drawn == (0, 200, 0)).all(-1).sum() == 300 * 200
+from tests.made import sheet
 
 
 def test_files_are_whole_and_the_page_holds_every_figure(tmp_path):
@@ -71,7 +41,7 @@ def test_what_fails_writes_nothing(tmp_path, monkeypatch):
   def fail(*_):
     raise UsageError("no")
 
-  monkeypatch.setattr(figures, "draw", fail)
+  monkeypatch.setattr(figures.drawing, "draw", fail)
   with pytest.raises(UsageError):
     figures.visualize(tmp_path, "1")
   assert not list(tmp_path.iterdir())

@@ -1,0 +1,36 @@
+"""Sheets and charts become images: pixel for pixel, and nothing cut off."""
+
+import numpy as np
+
+from allcnn_jax.analysis import alignment, drawing
+from allcnn_jax.analysis.sheet import Block, Row
+from tests.made import of_rule as run
+from tests.made import sheet
+
+
+def test_every_picture_is_drawn_pixel_for_pixel():
+  picture = sheet().blocks[0].rows[0].pictures[0]
+  drawn = drawing.draw(sheet())
+  large = np.kron(picture, np.ones((20, 20, 1), np.uint8))
+  top, left = np.argwhere((drawn == picture[3, 5]).all(-1)).min(axis=0) - (60, 100)
+  np.testing.assert_array_equal(drawn[top : top + 80, left : left + 120], large)
+
+
+def test_nothing_is_cut_off_at_the_edges():
+  wide = Block("a long title " * 9, [Row("label", [np.zeros((3, 3, 3), np.uint8)], [], "±1")])
+  drawn = drawing.draw(sheet(blocks=[wide], title="A title that is long " * 5))
+  for edge in (drawn[:8], drawn[-8:], drawn[:, :8], drawn[:, -8:]):
+    assert (edge == 255).all()
+
+
+def test_large_pictures_are_made_smaller():
+  green = np.full((900, 600, 3), (0, 200, 0), np.uint8)
+  drawn = drawing.draw(sheet(blocks=[Block("", [Row("", [green])])]))
+  assert (drawn == (0, 200, 0)).all(-1).sum() == 300 * 200
+
+
+def test_a_chart_has_ink_of_each_line():
+  image = drawing.draw(alignment.learning([run(), run("bp", scale=2.0)]))
+  for blue, orange in (((31, 119, 180), (255, 127, 14)),):
+    assert (image == blue).all(-1).any()
+    assert (image == orange).all(-1).any()
