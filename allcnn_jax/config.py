@@ -105,7 +105,9 @@ KEYS: dict[str, Key] = {
   "model.stride_padding": _one_of(
     "caffe", architectures.STRIDE_PADDINGS, "3x3 at stride 2 pads (1, 1), or (0, 1) as XLA's SAME"
   ),
-  "model.final_relu": _flag(True, "whether the last layer has a ReLU, as in the paper's tables"),
+  "model.final_relu": _flag(
+    True, "`True`: the last layer has a ReLU where the paper's table has one; `False`: it has none"
+  ),
   "dataset.name": Key(
     "digits",
     "`digits`, `npz:PATH`, or a TFDS image set such as `cifar10` `cifar100` `mnist`",

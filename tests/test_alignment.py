@@ -36,7 +36,7 @@ def test_runs_are_grouped_by_all_but_their_seed_and_named_by_what_differs():
 
 
 def test_runs_of_another_length_are_another_curve():
-  runs = [run(), run(train__epochs=5), run(seed=1), run(log__every_steps=7)]
+  runs = [run(), run(train__epochs=5), run(seed=1), run(seed=2, log__every_steps=7)]
   found = {label: len(members) for label, members in alignment.groups(runs)}
   assert found == {"fa (train.epochs 1)": 3, "fa (train.epochs 5)": 1}
 
@@ -61,6 +61,17 @@ def test_every_chart_is_drawn_and_written_with_its_numbers(tmp_path):
     assert [p.name for p in paths] == [f"{name}.npz", f"{name}.png", "index.html"]
   with np.load(tmp_path / "figures" / "fa3.npz") as arrays:
     np.testing.assert_allclose(arrays["0.fa.conv2"], [[0, 1, 2], [1, 11, 21], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("figure", ["fa2", "fa3", "fa5"])
+def test_measurements_leave_dead_runs_out_where_others_are_there(figure):
+  dead = run(seed=1, scale=50.0)
+  dead.evaluation["status"] = "dead"
+  drawn, alone = (alignment.CHARTS[figure](runs) for runs in ([run(), dead], [run()]))
+  assert drawn.arrays.keys() == alone.arrays.keys()
+  for name, values in drawn.arrays.items():
+    np.testing.assert_array_equal(values, alone.arrays[name])
+  assert drawn.caption.endswith("left out where others are there. Runs: fa: 1.")
 
 
 def test_learning_curves_leave_dead_runs_out_where_others_are_there():

@@ -221,6 +221,14 @@ def test_the_last_relu_can_be_turned_off(relu):
 
 
 @pytest.mark.parametrize(
+  ("name", "head"), [("fa_cifar10_2", None), ("large_all_cnn", None), ("all_cnn_c", "dense")]
+)
+def test_a_last_layer_that_is_linear_in_the_table_stays_so(name, head):
+  *_, last = [x for x in resolved(name, head=head, final_relu=True).table if hasattr(x, "relu")]
+  assert not last.relu
+
+
+@pytest.mark.parametrize(
   "choices",
   [
     {"name": "all_cnn_d"},

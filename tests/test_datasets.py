@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 
-from allcnn_jax.data import datasets, preprocessing
+from allcnn_jax.data import datasets, preprocessing, stream
 from allcnn_jax.errors import UsageError
 
 IMAGE = (32, 32, 3)
@@ -225,6 +225,20 @@ def test_images_are_decoded_once_until_the_set_is_prepared_anew(tmp_path, monkey
   datasets.load("numbered", "train", (4, 4, 3))
   datasets.load("numbered", "test", (4, 4, 3))
   assert builder.reads == 3
+
+
+def test_images_without_labels_are_refused(tmp_path, monkeypatch, photos):
+  """TFDS stores -1 for those of ImageNet's test images, say."""
+  builder = _Prepared(tmp_path)
+  builder.labels[:] = -1
+  monkeypatch.setattr(datasets, "_prepared", lambda name, data_dir: builder)
+  with pytest.raises(UsageError, match="split 'test' of numbered have no labels"):
+    datasets.load("numbered", "test", (4, 4, 3))
+  monkeypatch.undo()
+  record = datasets.Record(b"", -1, "")
+  monkeypatch.setattr(datasets.Records, "__getitem__", lambda self, row: record)
+  with pytest.raises(UsageError, match="split 'test' of photos have no labels"):
+    stream.Stream("photos", "test", data_dir=photos())
 
 
 def test_decoded_images_that_are_damaged_are_read_anew(tmp_path, monkeypatch):

@@ -107,7 +107,8 @@ def test_top_5_is_told_of_sets_of_more_than_ten_classes():
     (math.log(100), 99.0, 100, "dead"),
     (2.3026, 60.0, 100, "ok"),
     (math.log(2), 50.0, 2, "dead"),
-    (0.7, 10.0, 2, "ok"),  # a few sure mistakes
+    (0.7, 28.0, 2, "ok"),  # sure mistakes
+    (2.31, 50.0, 10, "ok"),
     (0.0, 0.0, 1, "ok"),  # ln 1
     (math.nan, math.nan, 10, "diverged"),
     (math.inf, 90.0, 10, "diverged"),

@@ -145,6 +145,8 @@ def test_the_rate_drops_after_the_epochs_asked_for():
   rate = optimizer.schedule(section(drops=(2, 3), drop_factor=10.0), steps_per_epoch=5, epochs=4)
   rates = [float(rate(step)) for step in range(20)]
   np.testing.assert_allclose(rates, [0.1] * 10 + [0.01] * 5 + [0.001] * 5, rtol=1e-5)
+  together = optimizer.schedule(section(drops=(0.9, 1.1), drop_factor=10.0), 2, epochs=2)
+  np.testing.assert_allclose([float(together(step)) for step in (1, 2)], [0.1, 0.001], rtol=1e-5)
 
 
 def test_a_triangle_rises_and_falls_in_straight_lines_and_ends_at_zero():

@@ -195,6 +195,14 @@ def test_units_in_any_order_and_alone_are_the_same_sweep(declared, trainer, tmp_
   assert apart == set(trainer.trained)
 
 
+def test_sets_of_one_plain_name_share_no_whitening(tiny):
+  places = set()
+  for name in ("npz:/d/a/b.npz", "npz:/d/a_b.npz"):
+    tiny.dataset.name = name
+    places.add(sweep._shared(tiny))
+  assert len(places) == 2
+
+
 def test_overrides_reach_every_unit(declared):
   plan = sweep.plan(declared, {"model.width": 0.5, "train.epochs": 3, "dataset.validation": 7})
   for unit in plan.units:

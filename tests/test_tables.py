@@ -24,6 +24,11 @@ def test_the_mean_and_the_deviation_are_over_seeds_by_hand():
   assert found.epoch_seconds == pytest.approx(1 / 2)
 
 
+def test_a_seed_that_was_run_twice_counts_once():
+  found = line([run(status="dead"), run(8.0), run(8.0), run(9.0, seed=1)], "All-CNN-C")
+  assert (found.n, found.seeds, found.error, found.dead) == (2, (0, 1), 8.5, 0)
+
+
 def test_a_table_that_there_is_not_is_one_line():
   with pytest.raises(UsageError, match=r"Unknown table 'table5'.*Did you mean 'table"):
     tables.make([run(8.0)], "table5")
@@ -228,7 +233,7 @@ def test_what_each_line_was_measured_with_is_told_once():
     [
       run(machine=here),
       run(seed=1),
-      *(run(machine=x, model__name="model_a") for x in (here, tuned)),
+      *(run(seed=i, machine=x, model__name="model_a") for i, x in enumerate((here, tuned))),
     ],
     "table3",
   )

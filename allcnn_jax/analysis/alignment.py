@@ -25,12 +25,13 @@ def _layers(runs: Sequence[Record], what: str) -> list[str]:
 
 
 def _measured(runs: Sequence[Record], what: str) -> list[Group]:
-  """The groups whose every run has a measurement.
+  """The groups whose every run has a measurement, of those that came to their end if any did.
 
   Raises:
     UsageError: none has.
   """
-  found = [g for g in groups(runs) if all(_layers([r], what) for r in g[1])]
+  living = [(label, records.alive(members)) for label, members in groups(runs)]
+  found = [g for g in living if all(_layers([r], what) for r in g[1])]
   if not found:
     raise UsageError(
       f"No run has {what} in its metrics: train with --config.alignment.every_steps=N."
@@ -38,12 +39,20 @@ def _measured(runs: Sequence[Record], what: str) -> list[Group]:
   return found
 
 
-def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> list[Panel]:
+def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> tuple[list[Panel], str]:
   """A panel for each group whose errors are not backpropagation's, with a curve for each layer.
+
+  Returns:
+    the panels, and what a caption says of the curves.
 
   Raises:
     UsageError: there is none.
   """
+  shown = [
+    (label, members)
+    for label, members in _measured(runs, what)
+    if learning_rules.RULES[members[0].config.rule.name].sends_otherwise
+  ]
   panels = [
     Panel(
       label,
@@ -51,18 +60,18 @@ def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> list[Panel
       [curve(layer, members, f"{what}/{layer}") for layer in _layers(members, what)],
       **style,
     )
-    for label, members in _measured(runs, what)
-    if learning_rules.RULES[members[0].config.rule.name].sends_otherwise
+    for label, members in shown
   ]
   if not panels:
     raise UsageError(
       f"Only runs under backpropagation's own errors have {what} here: it says nothing of them."
     )
-  return panels
+  return panels, chart.said_of(shown)
 
 
 def norms(runs: Sequence[Record]) -> Chart:
   """[M18] Fig. 2: the size of the errors, under one initialisation of the weights and another."""
+  panels, means = _each(runs, "error_ratio", "norm / norm of BP's", logarithmic=True)
   return Chart(
     "fa2",
     "The size of what is sent back",
@@ -70,20 +79,21 @@ def norms(runs: Sequence[Record]) -> Chart:
     "(after Moskovitz et al. 2018, Fig. 2). Feedback weights of variance 1/n_out keep the size of "
     "a signal from layer to layer, while forward weights of variance 1/n_in make backpropagation's "
     "smaller at a layer with fewer outputs than inputs. Runs with other initialisations, if there "
-    "are any, say theirs in brackets.",
-    _each(runs, "error_ratio", "norm / norm of BP's", logarithmic=True),
+    f"are any, say theirs in brackets. Curves are {means}",
+    panels,
   )
 
 
 def angles(runs: Sequence[Record]) -> Chart:
   """[M18] Fig. 3: the angle of the errors to backpropagation's."""
+  panels, means = _each(runs, "error_angle", "degrees")
   return Chart(
     "fa3",
     "How errors align with backpropagation's",
     "Angle between a rule's error signal at each layer, before its activation, and "
     "backpropagation's, as vectors over a fixed batch (after Moskovitz et al. 2018, Fig. 3). At "
-    "90 degrees they have nothing in common.",
-    _each(runs, "error_angle", "degrees"),
+    f"90 degrees they have nothing in common. Curves are {means}",
+    panels,
   )
 
 
@@ -120,7 +130,7 @@ def signs(runs: Sequence[Record]) -> Chart:
     "Signs that change",
     "Share of a layer's weights whose sign differs from that at the start, and share whose sign "
     "has differed after any step (after Moskovitz et al. 2018, Fig. 5). Rules that end in _ei "
-    "freeze the signs after the share of training in brackets.",
+    f"freeze the signs after the share of training in brackets. Curves are {chart.said_of(found)}",
     panels,
   )
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from allcnn_jax.analysis import records
 from allcnn_jax.analysis.records import Group, Record
 
 
@@ -79,7 +80,7 @@ def learning(
   errors = {"training": "train_error", "evaluation": "eval_error"}
   found = []
   for label, members in groups:
-    alive = [r for r in members if r.status == "ok"] or members
+    alive = records.alive(members)
     if all(r.series(name)[0] for r in alive for name in errors.values()):
       found.append((label, alive))
   panels = []
@@ -87,8 +88,13 @@ def learning(
     for title, name in errors.items():
       curves = [curve(label, alive, name) for label, alive in found[first : first + most]]
       panels.append(Panel(title, "error, %", curves, logarithmic))
-  counts = ", ".join(f"{label}: {len(alive)}" for label, alive in found)
-  return panels, (
+  return panels, said_of(found)
+
+
+def said_of(groups: Sequence[Group]) -> str:
+  """What a caption says of curves that are means over groups of runs."""
+  counts = ", ".join(f"{label}: {len(members)}" for label, members in groups)
+  return (
     "the mean over runs that differ in their seed, shaded by their standard deviation; runs that are "
     f"dead, have diverged or have not ended are left out where others are there. Runs: {counts}."
   )

@@ -81,13 +81,20 @@ Group = tuple[str, list[Record]]
 def distinct(runs: Sequence[Record]) -> list[Record]:
   """One run for each config and seed, one that counts if there is: sweeps have some in common."""
   found: dict[str, Record] = {}
-  for run in sorted(runs, key=lambda run: run.status != "ok"):
-    found.setdefault(f"{run.config.seed} {_key(_telling(run))}", run)
+  for run in runs:
+    key = f"{run.config.seed} {_key(_telling(run))}"
+    if key not in found or (run.status == "ok" and found[key].status != "ok"):
+      found[key] = run
   return list(found.values())
 
 
+def alive(runs: Sequence[Record]) -> list[Record]:
+  """Those that came to their end alive, or all where none did."""
+  return [run for run in runs if run.status == "ok"] or list(runs)
+
+
 def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()) -> list[Group]:
-  """Runs of one config, but for the seed, with a name that tells them from the others.
+  """Runs of one config, one for each seed, with a name that tells them from the others.
 
   Args:
     runs: of any configs.
@@ -95,6 +102,7 @@ def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = (
       agree in these follow in brackets.
     without: keys that the name leaves out; runs that differ in them are in two groups all the same.
   """
+  runs = distinct(runs)
   flat = [_telling(run) for run in runs]
   found: dict[str, Group] = {}
   for run, values in zip(runs, flat):

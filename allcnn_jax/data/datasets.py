@@ -92,6 +92,10 @@ class Records:
     self.classes = tuple(_label(name, builder).names)
     stored = _stored_split(name, split, validation, data_dir)
     self._serialized = _open(name, builder, stored).data_source
+    first = 0
+    with contextlib.suppress(Exception):  # one that is damaged is met later, and named
+      first = self[0].label
+    _check_labels(name, split, first)
 
   def __len__(self) -> int:
     return len(self._serialized)
@@ -387,10 +391,17 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
     stop = min(start + step, n)
     for i, record in enumerate(source.__getitems__(list(range(start, stop))), start):
       images[i], labels[i] = record["image"], record["label"]
+  _check_labels(name, split, int(labels.min(initial=0)))
   with contextlib.suppress(OSError):  # without a cache the next start takes longer
     place.parent.mkdir(parents=True, exist_ok=True)
     files.write(place, safetensors.numpy.save({"images": images, "labels": labels}))
   return Dataset(images, labels, names)
+
+
+def _check_labels(name: str, split: str, least: int) -> None:
+  """Raises UsageError where TFDS has no labels, as of ImageNet's test images: it stores -1."""
+  if least < 0:
+    raise UsageError(f"The images of the split {split!r} of {name} have no labels.")
 
 
 def _decoded(builder: Any, split: str) -> epath.Path:

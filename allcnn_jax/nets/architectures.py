@@ -397,7 +397,7 @@ def resolve(
       with weights but the last ("all"), or after 1x1 convolutions but the last ("1x1").
     stride_padding: a strided convolution pads both sides alike ("caffe"), or as little as its
       output size needs, the odd pixel at the far edge ("same").
-    final_relu: whether the last layer has a ReLU; None: as in the table.
+    final_relu: False: the last layer has no ReLU; True or None: as in the table.
 
   Raises:
     UsageError: a choice that is unknown or that the table cannot take.
@@ -441,7 +441,7 @@ def resolve(
       case Dropout(level):
         return Dropout(level, rates[level])
       case Conv() | Dense() if layer.features == CLASSES:
-        relu = layer.relu if final_relu is None else final_relu
+        relu = layer.relu and final_relu is not False
         return dataclasses.replace(layer, features=num_classes, relu=relu)
       case Conv() | Dense():
         return dataclasses.replace(layer, features=max(1, round(width * layer.features)))

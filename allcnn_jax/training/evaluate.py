@@ -75,12 +75,12 @@ def status(loss: float, error: float, num_classes: int) -> str:
   """ "ok"; "diverged": the loss is not finite; "dead": loss and error are those of guessing.
 
   A bad start of a network with a ReLU on its last layer ends there, at the same answer for every
-  image, for good. A loss of ln(classes) alone may also be that of a few sure mistakes: so more than
-  half as many must be wrong as by guessing.
+  image, for good. A loss of ln(classes) alone may also be that of a few sure mistakes: so nearly as
+  many must be wrong as by guessing.
   """
   if not math.isfinite(loss):
     return "diverged"
-  guesses = error > 50 * (1 - 1 / num_classes)
+  guesses = error > 80 * (1 - 1 / num_classes)
   return "dead" if guesses and _DEAD[0] < loss - math.log(num_classes) < _DEAD[1] else "ok"
 
 

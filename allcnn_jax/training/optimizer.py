@@ -65,8 +65,8 @@ def schedule(
     up = optax.linear_schedule(0.0, config.learning_rate, top)
     down = optax.linear_schedule(config.learning_rate, 0.0, total - top)
     return optax.join_schedules([up, down], [top])
-  steps = (min(round(epoch * steps_per_epoch), _NEVER) for epoch in config.drops)
-  drops = dict.fromkeys(steps, 1 / config.drop_factor)
+  steps = [min(round(epoch * steps_per_epoch), _NEVER) for epoch in config.drops]
+  drops = {step: config.drop_factor ** -steps.count(step) for step in steps}
   return optax.piecewise_constant_schedule(config.learning_rate, drops)
 
 

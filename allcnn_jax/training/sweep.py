@@ -9,6 +9,7 @@ be ended at any moment, and units depend on nothing but themselves, so that each
 import json
 import re
 import traceback
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -322,7 +323,12 @@ def _shared(config: ml_collections.ConfigDict) -> str:
   """Where what is fitted to a run's images is kept once for all runs on the same images."""
   c = config.dataset
   size = "x".join(map(str, parts.stored(config)))
-  return f"preprocessing/{_plain(c.name)}-{size}-held_out{c.validation}-{c.preprocessing}"
+  known = zlib.crc32(
+    f"{c.name} {c.data_dir}".encode()
+  )  # a plain name alone may be that of two sets
+  return (
+    f"preprocessing/{_plain(c.name)}_{known:08x}-{size}-held_out{c.validation}-{c.preprocessing}"
+  )
 
 
 def _claim(plan: Plan, workdir: epath.Path) -> None:
