@@ -162,15 +162,13 @@ VERBS = {
   "sweep": Verb(sweep, ("config",), ("workdir", "index", "seeds")),
   "report": Verb(report, (), ("workdir", "output")),
 }
+# The flags that name files or folders.
+_PLACES = ("workdir", "output", "profile", "input")
 
 
 def _told(verb: Verb) -> list[str]:
   """What a verb does, and the flags that it takes."""
   return inspect.getdoc(verb.call).split("\n\n")
-
-
-# The flags that name files or folders.
-_PLACES = ("workdir", "output", "profile", "input")
 
 
 def _define(name: str, values: flags.FlagValues) -> None:

@@ -1,6 +1,6 @@
 """The same training step in PyTorch, as fast as PyTorch makes it.
 
-  python benchmarks/torch_peer.py --network=all_cnn_c --augment
+  python benchmarks/torch_peer.py --network=all_cnn_c --augment [--device=cuda]
 
 The layers are read from this project's table, which needs no JAX. On a GPU: channels_last,
 bfloat16 autocast, the data on the device, and `torch.compile` with max-autotune, its own CUDA graphs

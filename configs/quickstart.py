@@ -1,6 +1,6 @@
 """A narrow All-CNN-C on scikit-learn's 1,797 handwritten digits: about a minute on two cores.
 
-No connection to a network is needed. The paper's own dropout and last ReLU, and a rate of its four, keep a net this
+No internet is needed. The paper's own dropout and last ReLU, and a rate of its four, keep a net this
 narrow at the loss of guessing, ln 10, so that every value below is our choice.
 """
 

@@ -23,6 +23,7 @@ from allcnn_jax.training import step as step_lib
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
 # for every image: by guessing, or by how frequent the classes were in training.
 _DEAD = (-0.01, 0.03)
+_GUESSED = 80  # percent of the errors of guessing
 
 
 class Scores(NamedTuple):
@@ -75,12 +76,12 @@ def status(loss: float, error: float, num_classes: int) -> str:
   """ "ok"; "diverged": the loss is not finite; "dead": loss and error are those of guessing.
 
   A bad start of a network with a ReLU on its last layer ends there, at the same answer for every
-  image, for good. A loss of ln(classes) alone may also be that of a few sure mistakes: so nearly as
+  image, for good. Such a loss may also be that of few mistakes, made in all certainty: so about as
   many must be wrong as by guessing.
   """
   if not math.isfinite(loss):
     return "diverged"
-  guesses = error > 80 * (1 - 1 / num_classes)
+  guesses = error > _GUESSED * (1 - 1 / num_classes)
   return "dead" if guesses and _DEAD[0] < loss - math.log(num_classes) < _DEAD[1] else "ok"
 
 
@@ -203,7 +204,7 @@ def from_workdir(
     UsageError: something is missing, damaged, or does not fit the network.
   """
   trained = restore(workdir, step)
-  keeps = not (epath.Path(workdir) / weights.NAME).exists()
+  keeps = not weights.published(workdir)
   if keeps:
     files.check_file(_path(workdir), str(_path(workdir)))
   split = split or parts.eval_split(trained.config, dataset)

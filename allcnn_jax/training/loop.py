@@ -261,7 +261,7 @@ def _check_workdir(
   """Raises UsageError if the folder belongs to a run of another config, or one that runs now."""
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir={workdir} is a file.")
-  if (workdir / weights.NAME).exists():
+  if weights.published(workdir):
     raise UsageError(
       f"{workdir} holds a network without its optimizer: choose another --workdir, and begin there "
       f"with its weights, --config.rule.start_from={workdir}."
@@ -295,18 +295,18 @@ def _given(
   if not config.rule.start_from:
     return None
   other = evaluate.restore(os.path.expanduser(config.rule.start_from))
-  given, kinds = other.variables, [x.dataset.preprocessing for x in (other.config, config)]
-  if kinds[0] != kinds[1]:
+  theirs, ours = (x.dataset.preprocessing for x in (other.config, config))
+  if theirs != ours:
     raise UsageError(
-      f"rule.start_from={config.rule.start_from}: its images were preprocessed by {kinds[0]!r}, "
-      f"here they are by {kinds[1]!r}: dataset.preprocessing must be the same."
+      f"rule.start_from={config.rule.start_from}: its images were preprocessed by {theirs!r}, "
+      f"here they are by {ours!r}: dataset.preprocessing must be the same."
     )
   own = jax.eval_shape(lambda: step_lib.init(recipe, channels)).variables["params"]
-  if jax.tree.map(jnp.shape, given["params"]) != jax.tree.map(jnp.shape, own):
+  if jax.tree.map(jnp.shape, other.variables["params"]) != jax.tree.map(jnp.shape, own):
     raise UsageError(
       f"rule.start_from={config.rule.start_from}: its network is another one than {config.model.name} as it is here."
     )
-  return given
+  return other.variables
 
 
 def _make_workdir(

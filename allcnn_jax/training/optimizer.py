@@ -28,7 +28,8 @@ def create(
   one matrix, (h w c_in + 1, c_out), along its velocity with all singular values made about 1, or
   sqrt(columns / rows) where it is wider than tall. Its decay is decoupled: w <- w - r (step + decay w).
 
-  Before all this, decay too, a gradient whose norm over all weights is above `clip_norm` is scaled down to it.
+  First of all, before it decays, a gradient whose norm over all weights is above `clip_norm` is
+  scaled down to it.
 
   Args:
     config: the section `optimizer` of a config.

@@ -17,6 +17,11 @@ NAME = "weights.safetensors"
 _STEP = "step"
 
 
+def published(folder: epath.PathLike) -> bool:
+  """Whether it is the folder of a network that is published: no run can go on there."""
+  return (epath.Path(folder) / NAME).exists()
+
+
 def save(variables: PyTree, step: int, path: epath.PathLike) -> None:
   """Writes each array under its path, such as "params/conv1/kernel", and the step as "step"."""
   arrays = {**traverse_util.flatten_dict(variables, sep="/"), _STEP: np.int32(step)}
