@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from allcnn_jax.analysis import gallery, saliency
+from allcnn_jax.analysis import sheet as sheet_lib
 from allcnn_jax.analysis import subject as subject_lib
 from allcnn_jax.analysis.subject import Request
 from allcnn_jax.data import stream
@@ -24,8 +25,10 @@ def test_figure_1_is_the_paper_s():
 def test_figure_2_of_the_first_layer_is_its_kernels(strided):
   sheet = gallery.figure2(Request(lambda: strided))
   kernel = np.asarray(strided.variables["params"]["conv1"]["kernel"])  # (h, w, in, out)
-  undone = np.moveaxis(kernel, -1, 0) * strided.trained.preprocessor.deviation
-  np.testing.assert_allclose(sheet.arrays["conv1"], undone, rtol=1e-5)
+  kernels = np.moveaxis(kernel, -1, 0)
+  np.testing.assert_allclose(sheet.arrays["conv1"], kernels, rtol=1e-5)
+  drawn = kernels * strided.trained.preprocessor.deviation  # standardisation undone
+  assert sheet.blocks[0].rows[0].end == f"±{sheet_lib.scale_of(drawn):.3g}"
   assert sheet.arrays["conv2"].shape == (5, 5, 5, 3)
   assert [b.title.split(",")[0] for b in sheet.blocks] == ["conv1", "conv2", "conv3"]
 
@@ -72,11 +75,14 @@ def test_figure_3_shows_the_patches_of_a_full_search(strided):
       channel=4,
       rule=rule,
     )
-    undone = np.asarray(whole) * strided.trained.preprocessor.deviation
-    for n, picture in enumerate(np.pad(undone, ((0, 0), (20, 20), (20, 20), (0, 0)))):
+    for n, picture in enumerate(np.pad(whole, ((0, 0), (20, 20), (20, 20), (0, 0)))):
       i, j = row.offset + row.stride * places[n] + 20
       patch = picture[i : i + row.field, j : j + row.field]
-      np.testing.assert_allclose(sheet.arrays[rule][n], patch, atol=1e-5, err_msg=rule)
+      np.testing.assert_allclose(sheet.arrays[rule][n], patch, atol=1e-7, err_msg=rule)
+
+    drawn = sheet.arrays[rule] * strided.trained.preprocessor.deviation
+    (shown,) = (r for r in sheet.blocks[0].rows if r.label == rule)
+    assert shown.end == f"±{sheet_lib.scale_of(drawn):.3g}"
 
   labels = [r.label for r in sheet.blocks[0].rows]
   assert labels == ["image", "deconvnet", "guided", "random conv2", "and conv1"]

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from allcnn_jax.analysis import saliency, three_ways
+from allcnn_jax.analysis import sheet as sheet_lib
 from allcnn_jax.analysis import subject as subject_lib
 from allcnn_jax.analysis.subject import Request
 from allcnn_jax.errors import UsageError
@@ -33,9 +34,10 @@ def test_figure_4_asks_the_strongest_unit_of_the_last_convolution(strided):
     np.testing.assert_array_equal(sheet.arrays[f"{title}: channel"], units.channel)
     for rule in ("backprop", "deconvnet", "guided"):
       expected = saliency.attribute(net, strided.variables, inputs, layer="conv4", rule=rule)
-      np.testing.assert_allclose(
-        sheet.arrays[f"{title}: {rule}"], strided.unwhiten(expected), rtol=1e-4, atol=1e-6
-      )
+      stored = sheet.arrays[f"{title}: {rule}"]  # raw, as the network's input is
+      np.testing.assert_allclose(stored, expected, rtol=1e-4, atol=1e-7)
+  drawn = strided.unwhiten(sheet.arrays["without pooling: guided"])
+  assert sheet.blocks[1].rows[3].end == f"±{sheet_lib.scale_of(drawn):.3g}"
   rows = [r.label for r in sheet.blocks[0].rows]
   ways = ["image", "backpropagation", "deconvnet", "guided"]
   assert rows == [*ways, "random conv4", "and conv3", "and conv2", "and conv1"]
@@ -82,7 +84,10 @@ def test_photos_of_any_size_side_by_side(strided, photo, tmp_path):
   Image.fromarray(np.arange(33 * 45, dtype=np.uint8).reshape(33, 45)).save(other)
   sheet = three_ways.photos(Request(lambda: strided, inputs=(photo, str(other))))
   assert [b.title.split(":")[0] for b in sheet.blocks] == ["photo.png", "grey.png"]
-  assert sheet.arrays["0: guided"].shape == (1, 40, 52, 3)
+  guided = sheet.arrays["0: guided"]
+  assert guided.shape == (1, 40, 52, 3)
+  scale = sheet_lib.scale_of(strided.unwhiten(guided))
+  assert sheet.blocks[0].rows[0].notes[3] == f"guided  ±{scale:.3g}"
   assert sheet.arrays["1: guided"].shape == (1, 33, 45, 3)
   names = [note.split("  ")[0] for note in sheet.blocks[0].rows[0].notes]
   assert names == ["image", "backpropagation", "deconvnet", "guided"]

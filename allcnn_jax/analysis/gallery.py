@@ -76,7 +76,8 @@ def figure2(request: Request) -> Sheet:
     saliency.check_channels(request.channels, layer, count)
     channels = request.channels or range(count)
     position = (height // 2, width // 2)
-    parts = []
+    places = np.broadcast_to(position, (len(channels), 2))
+    raw, drawn = [], []  # in the network's input space, and with the whitening undone
     for start in range(0, len(channels), 32):
       some = np.array(channels[start : start + 32])
       blank = np.zeros((len(some), *image), np.float32)
@@ -89,10 +90,10 @@ def figure2(request: Request) -> Sheet:
         position=position,
         rule="deconvnet",
       )
-      whole = subject.unwhiten(gradient)
-      parts.append(patches.crop(whole, row, np.broadcast_to(position, (len(some), 2))))
-    pictures = arrays[layer] = np.concatenate(parts)
-    arrays[f"{layer}_channels"] = np.array(channels)
+      raw.append(patches.crop(np.asarray(gradient), row, places[: len(some)]))
+      drawn.append(patches.crop(subject.unwhiten(gradient), row, places[: len(some)]))
+    pictures = np.concatenate(drawn)
+    arrays |= {layer: np.concatenate(raw), f"{layer}_channels": np.array(channels)}
     rows = []
     for start in range(0, len(pictures), 16):
       part = pictures[start : start + 16]
@@ -137,9 +138,11 @@ def figure3(request: Request) -> Sheet:
     "all_images": top.image,
     "all_positions": top.position,
   }
+  drawn = {}
   for rule in ("deconvnet", "guided"):
     gradient = saliency.attribute(net, subject.variables, inputs, rule=rule, **where)
-    arrays[rule] = patches.crop(subject.unwhiten(gradient), row, position)
+    arrays[rule] = patches.crop(np.asarray(gradient), row, position)
+    drawn[rule] = patches.crop(subject.unwhiten(gradient), row, position)
   stages = labelled_cascade(subject, net, inputs, units, layer)
 
   blocks = []
@@ -151,8 +154,7 @@ def figure3(request: Request) -> Sheet:
         f"{layer}, filter {channel}",
         [
           Row("image", sheet.plain(arrays["images"][own]), numbers),
-          sheet.signed_row("deconvnet", arrays["deconvnet"][own]),
-          sheet.signed_row("guided", arrays["guided"][own]),
+          *(sheet.signed_row(rule, pictures[own]) for rule, pictures in drawn.items()),
           *(
             sheet.signed_row(
               label,

@@ -67,7 +67,7 @@ def _three_ways(subject, request: Request, name: str, layer: str, nets: dict) ->
     units, pictures, stages = _sent_back(subject, net, inputs, layer, channel)
     rows = [Row("image", sheet.plain(seen), subject.predicted(net, inputs))]
     for rule, label in gallery.RULE_NAMES.items():
-      rows.append(sheet.signed_row(label, pictures[rule]))
+      rows.append(sheet.signed_row(label, subject.unwhiten(pictures[rule])))
     for label, stage in stages.items():
       drawn = subject.unwhiten(stage.pictures)
       rows.append(sheet.signed_row(label, drawn, randomization.correlations(stage)))
@@ -103,7 +103,8 @@ def photos(request: Request) -> Sheet:
     arrays |= {f"{number}: {key}": value for key, value in found.items()}
     (best,) = subject.predicted(subject.net, inputs, best=3)
     unit = _unit_names(subject, layer, units)[0].replace("\n", " ")
-    ways = _own_scales([(label, pictures[x], "") for x, label in gallery.RULE_NAMES.items()])
+    drawn = {label: subject.unwhiten(pictures[x]) for x, label in gallery.RULE_NAMES.items()}
+    ways = _own_scales([(label, picture, "") for label, picture in drawn.items()])
     rows = [Row("", [*sheet.plain(seen), *ways.pictures], ["image", *ways.notes])]
     random = [
       (label, subject.unwhiten(stage.pictures), f"\n{randomization.correlations(stage)[0]}")
@@ -141,7 +142,7 @@ def _sent_back(
   units = saliency.strongest(net, subject.variables, inputs, layer=layer, channel=channel)
   where = {"layer": layer, "channel": units.channel, "position": units.position}
   pictures = {
-    rule: subject.unwhiten(saliency.attribute(net, subject.variables, inputs, rule=rule, **where))
+    rule: np.asarray(saliency.attribute(net, subject.variables, inputs, rule=rule, **where))
     for rule in gallery.RULE_NAMES
   }
   return units, pictures, gallery.labelled_cascade(subject, net, inputs, units, layer)
