@@ -18,7 +18,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from allcnn_jax import files
-from allcnn_jax.errors import DiskFull, UsageError, is_denied, is_full, unknown
+from allcnn_jax.errors import DiskFull, UsageError, is_denied, is_full, is_passing, unknown
 
 
 def train(values: flags.FlagValues) -> int:
@@ -162,37 +162,49 @@ VERBS = {
   "sweep": Verb(sweep, ("config",), ("workdir", "index", "seeds")),
   "report": Verb(report, (), ("workdir", "output")),
 }
+_HELP = {
+  "workdir": "the folder of the run, of the sweep or, for `report`, of runs or their records",
+  "output": "what to write: a JSON file, or for `report` the folder of the table",
+  "profile": "a folder for a trace",
+  "topology": "TPUs as in v5e:2x4, or GPUs as in h200:1",
+  "step": "a checkpoint's; the newest by default",
+  "split": "train, validation, test, or one of TFDS such as test[:100]",
+  "dataset": "another set with as many classes",
+  "views": "augmented views to average; 0: the image itself",
+  "figure": "1 to 6, augmentation, fa1 to fa5",
+  "layer": "its name in `describe`, or logits",
+  "channels": "filters of the layer, such as 0,7,12",
+  "input": "a picture of one's own; may be repeated",
+  "index": "of the sweep's only unit to do",
+  "seeds": "runs of each unit",
+}
 # The flags that name files or folders.
 _PLACES = ("workdir", "output", "profile", "input")
 
 
 def _told(verb: Verb) -> list[str]:
-  """What a verb does, and the flags that it takes."""
+  """What a verb does, and how it is called."""
   return inspect.getdoc(verb.call).split("\n\n")
 
 
 def _define(name: str, values: flags.FlagValues) -> None:
   """Defines a verb's own flag."""
-  one = {"flag_values": values}
+  one = {"help": _HELP[name], "flag_values": values}
   match name:
     case "step":
-      flags.DEFINE_integer(
-        name, None, "a checkpoint's; the newest by default", lower_bound=0, **one
-      )
+      flags.DEFINE_integer(name, None, lower_bound=0, **one)
     case "index":
-      flags.DEFINE_integer(name, None, "of the sweep's only unit to do", **one)
+      flags.DEFINE_integer(name, None, **one)
     case "seeds":
-      flags.DEFINE_integer(name, None, "runs of each unit", lower_bound=1, **one)
+      flags.DEFINE_integer(name, None, lower_bound=1, **one)
     case "views":
-      flags.DEFINE_integer(
-        name, 0, "augmented views to average; 0: the image itself", lower_bound=0, **one
-      )
+      flags.DEFINE_integer(name, 0, lower_bound=0, **one)
     case "channels":
-      flags.DEFINE_list(name, [], "filters of the layer", **one)
+      flags.DEFINE_list(name, [], **one)
     case "input":
-      flags.DEFINE_multi_string(name, [], "a picture of one's own; may be repeated", **one)
+      flags.DEFINE_multi_string(name, [], **one)
     case _:
-      flags.DEFINE_string(name, None, f"the {name}", **one)
+      flags.DEFINE_string(name, None, **one)
 
 
 def _define_config(name: str, words: list[str], values: flags.FlagValues) -> None:
@@ -303,7 +315,8 @@ def run(words: Sequence[str]) -> int:
   verb = VERBS[name]
   if {"-h", "--help"} & {*words}:
     what, usage = _told(verb)
-    print(f"{what}\n\n  python launch.py {name} {usage}")
+    print(f"{what}\n\n  python launch.py {name} {usage}\n")
+    print("\n".join(f"  --{flag:9} {_HELP[flag]}" for flag in verb.flags))
     return 0
   values = flags.FlagValues()
   for flag in verb.flags:
@@ -329,10 +342,11 @@ def main() -> None:
     with job():
       status = run(sys.argv[1:])
   except Exception as error:
-    if not (isinstance(error, (UsageError, flags.Error)) or is_denied(error)):
+    wrong = isinstance(error, (UsageError, flags.Error)) or is_denied(error)
+    if not (wrong or is_passing(error)):
       raise
     print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
-    status = 2
+    status = 2 if wrong else os.EX_TEMPFAIL
     leave(status)
     if isinstance(error, DiskFull) or is_full(error):
       os._exit(status)  # the usual way out would try to write again, and complain of each file

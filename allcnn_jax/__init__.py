@@ -9,6 +9,6 @@ above it in this list:
   analysis/  what was learned
 
 Beside them stand `errors`, the exceptions that are the user's to mend, and `files`, which writes a
-file whole or not at all, for every room; and `config`, the keys of a config with the names that the
-rooms offer for them.
+file whole or not at all, for every room; and `config`, the keys of a config: it takes the names that
+they may have from the modules that own them, and what runs a config reads it.
 """

@@ -1,7 +1,7 @@
 """The keys of a config: their defaults, the values that they may have, and what they mean.
 
-This is the one place. `complete` fills in what a config leaves out and refuses what it may not
-say, before anything is done; the README's table is made from `KEYS`.
+This is the one place. `complete` fills in what a config leaves out, `check` refuses a value that is
+not allowed, before anything is done; the README's table is made from `KEYS`.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from allcnn_jax import files
 from allcnn_jax.data import augmentation, preprocessing
 from allcnn_jax.errors import UsageError, unknown
 from allcnn_jax.nets import architectures, feedback, model
-from allcnn_jax.training import learning_rules
+from allcnn_jax.training import learning_rules, optimizer
 
 
 class Key(NamedTuple):
@@ -27,7 +27,7 @@ class Key(NamedTuple):
     allowed: the values that it may have, in words.
     check: whether a value of the default's type is one of them.
     meaning: what it decides.
-    names: the values, where they are so many names and no others.
+    names: the values, where they are a list of names; or empty.
   """
 
   default: Any
@@ -100,7 +100,7 @@ KEYS: dict[str, Key] = {
   "model.dropout_after": _one_of(
     "printed",
     architectures.DROPOUTS,
-    "where the second rate drops: as in the table, and after all inner layers too, or 1x1 ones",
+    "where the second rate drops: as in the table; `all`: after every inner layer too; `1x1`: after the inner 1x1 ones too",
   ),
   "model.stride_padding": _one_of(
     "caffe", architectures.STRIDE_PADDINGS, "3x3 at stride 2 pads (1, 1), or (0, 1) as XLA's SAME"
@@ -150,11 +150,11 @@ KEYS: dict[str, Key] = {
   "train.dtype": _one_of(
     "float32", ("float32", "bfloat16"), "type of the computation; weights are float32"
   ),
-  "optimizer.name": _one_of("sgd", ("sgd", "adam", "muon"), "SGD with momentum, Adam, or Muon"),
+  "optimizer.name": _one_of("sgd", optimizer.NAMES, "SGD with momentum, Adam, or Muon"),
   "optimizer.learning_rate": _number(0.05, "the highest rate"),
   "optimizer.schedule": _one_of(
     "drops",
-    ("drops", "triangle"),
+    optimizer.SCHEDULES,
     "from the highest rate down by `drops`; or in straight lines from 0 up to it and back to 0 at the end of `train.epochs`",
   ),
   "optimizer.warmup": _number(
@@ -178,7 +178,7 @@ KEYS: dict[str, Key] = {
   "optimizer.decay_bias": _flag(True, "whether biases decay too, as in Caffe"),
   "optimizer.velocity": _one_of(
     "caffe",
-    ("caffe", "optax"),
+    optimizer.VELOCITIES,
     "SGD's rate is inside the velocity (it coasts after a drop), or outside",
   ),
   "rule.name": _one_of("bp", learning_rules.RULES, "how errors find their way back"),
@@ -267,12 +267,6 @@ def check(config: ml_collections.ConfigDict) -> None:
     raise UsageError(
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "
       "colours on the scale of 'grey' and surrounds images with it."
-    )
-  plain, epochs = config.dataset.plain_epochs, config.train.epochs
-  if plain and plain >= epochs and config.dataset.augment != "none":
-    raise UsageError(
-      f"dataset.plain_epochs={plain} of train.epochs={epochs} leave none with dataset.augment="
-      f"{config.dataset.augment!r}: fewer of them, or more epochs."
     )
   rule, clip_norm = config.rule.name, config.optimizer.clip_norm
   if learning_rules.RULES[rule].manhattan and clip_norm:

@@ -37,15 +37,39 @@ def is_full(error: Exception) -> bool:
   return getattr(error, "errno", None) in _NO_SPACE or any(x in str(error) for x in said)
 
 
-# What a file or folder is refused for, beside space: no right to it, or the one stands for the other.
+def is_memory(error: Exception) -> bool:
+  """Whether a device's memory was too small, which the program that asks alone may be to blame for."""
+  return "RESOURCE_EXHAUSTED" in str(error)
+
+
+# What a file or folder is refused for, beside space: no permission, or one is where the other should be.
 _DENIED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.EISDIR, errno.ENOTDIR)
-_STORE = "tensorflow.python.framework.errors_impl"  # whose errors an object store's are
+# An object store's errors are TensorFlow's; of these kinds they will not pass by themselves.
+_STORE = "tensorflow.python.framework.errors_impl"
+_STORE_DENIES = (
+  "AlreadyExistsError",
+  "FailedPreconditionError",
+  "InvalidArgumentError",
+  "NotFoundError",
+  "PermissionDeniedError",
+  "UnauthenticatedError",
+  "UnimplementedError",
+)
 
 
 def is_denied(error: Exception) -> bool:
   """Whether the system or an object store refused a file or folder."""
   if isinstance(error, OSError):
     return is_full(error) or error.errno in _DENIED or isinstance(error, IsADirectoryError)
+  return _of_store(error) and type(error).__name__ in _STORE_DENIES
+
+
+def is_passing(error: Exception) -> bool:
+  """Whether an object store has failed in a way that may be over at the next start."""
+  return _of_store(error) and type(error).__name__ not in _STORE_DENIES
+
+
+def _of_store(error: Exception) -> bool:
   return type(error).__module__ == _STORE
 
 
@@ -70,6 +94,10 @@ def unwritable(what: str, error: OSError) -> UsageError:
 def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
   """An error for a name that is none of `known`, with the nearest one suggested."""
   known = list(known)
-  near = difflib.get_close_matches(str(value), known, n=1)
-  hint = f" Did you mean {near[0]!r}?" if near else ""
-  return UsageError(f"Unknown {what} {value!r}.{hint} Known: {', '.join(known)}.")
+  return UsageError(f"Unknown {what} {value!r}.{hint(value, known)} Known: {', '.join(known)}.")
+
+
+def hint(value: object, known: Iterable[str]) -> str:
+  """ " Did you mean 'x'?", if one of `known` is near; or nothing."""
+  near = difflib.get_close_matches(str(value), list(known), n=1)
+  return f" Did you mean {near[0]!r}?" if near else ""

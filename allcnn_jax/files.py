@@ -43,7 +43,7 @@ def is_place(path: epath.PathLike) -> bool:
 
 
 def check_place(path: epath.PathLike, told: str) -> None:
-  """Raises UsageError, with a path as the user named it, where none `is_place`."""
+  """Raises UsageError unless `path` is a place; `told` is how the user named it."""
   if not is_place(path):
     raise UsageError(f"{told}: no such kind of place is known; a bucket is gs://NAME.")
 
@@ -143,7 +143,7 @@ def checked(values: Any, needed: Mapping[str, Kind]) -> dict[str, Any]:
 
 
 def json_values(values: Mapping[str, Any]) -> dict[str, Any]:
-  """The same with None for what is no number: JSON has none of these."""
+  """The same values, with None in place of NaN and infinities, which JSON does not have."""
   return {
     k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()
   }

@@ -27,10 +27,8 @@ from configs import cifar10
 
 PEER = pathlib.Path(__file__).with_name("torch_peer.py")
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # what PyTorch calls them
-PRECISE = (
-  "highest",
-  "float32",
-)  # values of JAX_DEFAULT_MATMUL_PRECISION under which there is no TF32
+# Values of JAX_DEFAULT_MATMUL_PRECISION under which there is no TF32.
+PRECISE = ("highest", "float32")
 
 
 def main():

@@ -22,6 +22,7 @@ import tempfile
 import time
 
 from allcnn_jax.data import stream
+from allcnn_jax.errors import one_line
 from benchmarks import output
 
 CROPS = stream.Crops((224, 224), 256, random=True)
@@ -96,10 +97,9 @@ def seconds_to_first_batch(name, batch, workers):
   """(from the start of the process, from when its imports were done)."""
   program = FIRST.format(name=name, batch=batch, workers=workers)
   start = time.time()
-  done = subprocess.run(
-    [sys.executable, "-c", program], capture_output=True, text=True, check=True
-  ).stdout.split()
-  imported, end = map(float, done)
+  words = [sys.executable, "-c", program]
+  done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+  imported, end = map(float, done.stdout.split())
   return end - start, end - imported
 
 
@@ -117,6 +117,7 @@ def main():
   cores = sorted(os.sched_getaffinity(0))[: flags.cores]
   os.sched_setaffinity(0, cores)
   found = output.asked(flags)
+  stream.Stream(flags.dataset, "train")  # a set that is not at hand is refused here
 
   first = [seconds_to_first_batch(flags.dataset, flags.batch_size, flags.workers) for _ in range(3)]
   found["seconds_to_first_batch"] = {
@@ -158,4 +159,5 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.input"):
+    main()

@@ -1,6 +1,6 @@
 """What a step under each rule costs, against a step of backpropagation.
 
-  python -m benchmarks.learning_rules --config=fa_mnist --batch_size=128
+  python -m benchmarks.learning_rules --network=fa_mnist --batch_size=128
 
 Rounds of steps of a rule and of backpropagation alternate, so that whatever else the machine does
 falls on both alike; a ratio is the median over rounds of (the rule's step / backpropagation's step of
@@ -16,7 +16,7 @@ import jax
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import learning_rules, measurements
 from benchmarks import output
 from configs import feedback_alignment
@@ -55,20 +55,18 @@ def compared(name, f, bp, rounds):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument(
-    "--config", default="fa_mnist", help="a network of configs/feedback_alignment"
-  )
+  parser.add_argument("--network", default="fa_mnist", help="of configs/feedback_alignment.py")
   parser.add_argument("--rules", nargs="+", default=list(learning_rules.RULES))
   parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--rounds", type=int, default=20)
   output.add_to(parser)
   flags = parser.parse_args()
 
-  about = {"network": flags.config, "batch_size": flags.batch_size, "rounds": flags.rounds}
-  found, (bp, _) = {}, prepare(flags.config, "bp", flags.batch_size)
+  about = {"network": flags.network, "batch_size": flags.batch_size, "rounds": flags.rounds}
+  found, (bp, _) = {}, prepare(flags.network, "bp", flags.batch_size)
   for rule in dict.fromkeys(("bp", *flags.rules)):
     try:
-      step, measure = prepare(flags.config, rule, flags.batch_size)
+      step, measure = prepare(flags.network, rule, flags.batch_size)
     except UsageError as error:
       print(f"{rule}: {error}")
       continue
@@ -79,4 +77,5 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.learning_rules"):
+    main()

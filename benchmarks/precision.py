@@ -16,7 +16,7 @@ import numpy as np
 from flax import traverse_util
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import parts, randomness
 from allcnn_jax.training import step as step_lib
 from benchmarks import output
@@ -81,14 +81,12 @@ def main():
   config = config_lib.complete(cifar10.get_config(flags.network))
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
-  try:
-    found = errors(config)
-  except UsageError as error:
-    parser.error(str(error))
+  found = errors(config)
   for name, error in found.items():
     print(f"{name:16} {error:.1e}")
   output.write(flags, output.asked(flags) | {"errors": found})
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.precision"):
+    main()

@@ -1,6 +1,6 @@
 """What pictures cost: guided against plain gradients, a search for patches against a forward pass.
 
-  python -m benchmarks.saliency [--images=10000] [--batch=128] [--layer=conv7] [--output=FILE]
+  python -m benchmarks.saliency [--images=10000] [--batch_size=128] [--layer=conv7] [--output=FILE]
 
 Random weights and images: neither changes the work. Each time is the best of several runs after
 one that compiles, because other load only adds to a time; a search is over all the images.
@@ -11,9 +11,11 @@ import functools
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from allcnn_jax.analysis import patches, saliency
+from allcnn_jax.errors import one_line
 from allcnn_jax.nets import model, relu
 from benchmarks import output
 
@@ -31,18 +33,18 @@ def seconds(functions: dict, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__)
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--images", type=int, default=10_000)
-  parser.add_argument("--batch", type=int, default=128)
+  parser.add_argument("--batch_size", type=int, default=128)
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--layer", default="conv7")
   parser.add_argument("--repeats", type=int, default=3)
   output.add_to(parser)
-  args = parser.parse_args()
+  flags = parser.parse_args()
 
-  net = model.create("all_cnn_c", 10, width=args.width)
-  images = np.random.default_rng(0).normal(size=(args.images, 32, 32, 3)).astype(np.float32)
-  batch = jax.numpy.asarray(images[: args.batch])
+  net = model.create("all_cnn_c", 10, width=flags.width)
+  images = np.random.default_rng(0).normal(size=(flags.images, 32, 32, 3)).astype(np.float32)
+  batch = jnp.asarray(images[: flags.batch_size])
   variables = jax.jit(net.init)(jax.random.key(0), batch)
 
   @jax.jit
@@ -59,16 +61,16 @@ def main() -> None:
   forward = jax.jit(net.apply)
 
   def batches():
-    return (images[i : i + args.batch] for i in range(0, args.images, args.batch))
+    return (images[i : i + flags.batch_size] for i in range(0, flags.images, flags.batch_size))
 
   passes = {
     "forward": lambda: [forward(variables, x) for x in batches()][-1],
-    "patches": lambda: patches.top(net, variables, batches(), layer=args.layer),
+    "patches": lambda: patches.top(net, variables, batches(), layer=flags.layer),
   }
-  gradient = seconds(gradients, 5 * args.repeats)
-  search = seconds(passes, args.repeats)
+  gradient = seconds(gradients, 5 * flags.repeats)
+  search = seconds(passes, flags.repeats)
   found = {
-    **output.asked(args),
+    **output.asked(flags),
     "seconds": gradient | search,
     "guided / plain gradient": gradient["guided"] / gradient["plain"],
     "patches / forward": search["patches"] / search["forward"],
@@ -77,8 +79,9 @@ def main() -> None:
     print(f"{name:10} {1000 * value:10.1f} ms")
   for ratio in ("guided / plain gradient", "patches / forward"):
     print(f"{ratio}: {found[ratio]:.3f}")
-  output.write(args, found)
+  output.write(flags, found)
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.saliency"):
+    main()

@@ -73,7 +73,7 @@ class Job(NamedTuple):
     classes: how many.
     batch: images a step in its config.
     largest: the largest batch that its learning rate bears.
-    why: so.
+    why: no larger one.
     examples: training images.
     image_bytes: of one encoded image, or 0 where the set lives on the device.
   """

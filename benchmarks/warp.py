@@ -20,6 +20,7 @@ import scipy.ndimage
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import augmentation
+from allcnn_jax.errors import one_line
 from benchmarks import output
 from configs import cifar10_large
 
@@ -103,4 +104,5 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.warp"):
+    main()

@@ -50,11 +50,12 @@ def get_config(arg="all_cnn_c"):
   config.optimizer.decay_bias = True  # Caffe's default
   config.optimizer.velocity = "caffe"  # Caffe's order
 
-  config.evaluate = ml_collections.ConfigDict({"every_steps": 3900})  # ten epochs
-  # One epoch; on a GPU, where that is a quarter of a second, as many as are done in ten seconds.
+  an_epoch = 50_000 // config.train.batch_size
+  config.evaluate = ml_collections.ConfigDict({"every_steps": 10 * an_epoch})
+  # One epoch, but not two within ten seconds, where a GPU does an epoch in less.
   config.checkpoint = ml_collections.ConfigDict(
-    {"every_steps": 390, "least_seconds": 10.0, "keep": 2}
+    {"every_steps": an_epoch, "least_seconds": 10.0, "keep": 2}
   )
   # A third of an epoch, and so many steps in one call of a GPU.
-  config.log = ml_collections.ConfigDict({"every_steps": 130})
+  config.log = ml_collections.ConfigDict({"every_steps": an_epoch // 3})
   return config

@@ -58,8 +58,9 @@ def get_config(arg="cifar10"):
   config.optimizer.decay_bias = True  # Caffe's default
   config.optimizer.velocity = "caffe"
 
-  config.evaluate = ml_collections.ConfigDict({"every_steps": 3900})  # ten epochs
-  config.checkpoint = ml_collections.ConfigDict({"every_steps": 390, "keep": 2})  # one epoch
+  an_epoch = 50_000 // config.train.batch_size
+  config.evaluate = ml_collections.ConfigDict({"every_steps": 10 * an_epoch})
+  config.checkpoint = ml_collections.ConfigDict({"every_steps": an_epoch, "keep": 2})
   config.checkpoint.least_seconds = 300.0  # 620 MB each
-  config.log = ml_collections.ConfigDict({"every_steps": 39})  # ten lines an epoch
+  config.log = ml_collections.ConfigDict({"every_steps": an_epoch // 10})
   return config

@@ -7,6 +7,8 @@ The argument is one network. Alignment with backpropagation is measured ten or t
 The paper's ImageNet columns need that data set: configs/feedback_alignment.py runs their cells.
 """
 
+import ml_collections
+
 from configs import feedback_alignment
 
 NETWORKS = ("fa_mnist", "fa_cifar10_1", "fa_cifar10_2")
@@ -52,6 +54,7 @@ def get_sweep(arg=""):
 
 def _config(name, rule):
   config = feedback_alignment.get_config(f"{name},{rule}")
-  config.alignment.every_steps = 39
-  config.checkpoint = {"every_steps": 39 * 250}
+  config.alignment.every_steps = config.log.every_steps
+  # Kept rarely, for there are many runs; a multiple, so that a GPU has so many steps a call.
+  config.checkpoint = ml_collections.ConfigDict({"every_steps": 250 * config.log.every_steps})
   return config

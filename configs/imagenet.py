@@ -61,8 +61,8 @@ def get_config(arg=""):
   config.optimizer.decay_bias = True  # Caffe's default
   config.optimizer.velocity = "caffe"
 
-  epoch = PAPER_STEPS // times // 45  # 10,000 of the paper's steps, half an epoch
-  config.evaluate = ml_collections.ConfigDict({"every_steps": epoch})
-  config.checkpoint = ml_collections.ConfigDict({"every_steps": epoch, "keep": 2})
+  half_epoch = 10_000 // times  # of the paper's steps
+  config.evaluate = ml_collections.ConfigDict({"every_steps": half_epoch})
+  config.checkpoint = ml_collections.ConfigDict({"every_steps": half_epoch, "keep": 2})
   config.log = ml_collections.ConfigDict({"every_steps": 100})
   return config

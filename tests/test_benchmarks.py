@@ -14,7 +14,7 @@ from tests.processes import ROOT
 @pytest.mark.parametrize(
   ("module", "words"),
   [
-    (saliency, ["--images=4", "--batch=2", "--width=0.05", "--repeats=1"]),
+    (saliency, ["--images=4", "--batch_size=2", "--width=0.05", "--repeats=1"]),
     (learning_rules, ["--rules", "fa", "--batch_size=2", "--rounds=1"]),
     (warp, ["--images=2", "--rounds=1"]),
   ],

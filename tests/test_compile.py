@@ -224,7 +224,7 @@ def test_the_step_of_other_runs(name, arg, topology, changes):
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])
 def test_a_batch_that_the_slice_cannot_share_and_a_slice_that_is_none(mark):
-  with pytest.raises(UsageError, match="not a multiple of the 256 devices"):
+  with pytest.raises(UsageError, match=r"not a multiple of the 256 devices.*: 256 is the next"):
     compile_lib.compile(load("cifar10"), "v5e:16x16")
   with pytest.raises(UsageError, match="Known: v5e:1x1"):
     targets.target("v5e:3x5")

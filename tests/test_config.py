@@ -70,10 +70,6 @@ def test_a_value_that_is_not_allowed_is_named_with_those_that_are(path, value, s
       {"dataset__preprocessing": "grey", "dataset__augment": "graham"},
       "'all_cnn_c': .*large_all_cnn takes 126x126",
     ),
-    (
-      {"dataset__augment": "shift", "dataset__plain_epochs": 3, "train__epochs": 3},
-      "plain_epochs=3 of train.epochs=3 leave none",
-    ),
   ],
 )
 def test_what_does_not_go_together_is_refused(keys, said):

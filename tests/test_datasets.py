@@ -198,7 +198,7 @@ class _Prepared:
     self.images = np.moveaxis(self.images[..., 0], 0, -1).astype(np.uint8)
     self.labels = np.arange(1003) % 2
     label = types.SimpleNamespace(num_classes=2, names=["a", "b"])
-    image = types.SimpleNamespace(shape=(4, 4, 3))
+    image = types.SimpleNamespace(shape=(4, 4, 3), np_dtype=np.uint8)
     self.info = types.SimpleNamespace(name="numbered", features={"image": image, "label": label})
     (folder / "dataset_info.json").write_text("{}")
 
@@ -251,3 +251,15 @@ def test_decoded_images_that_are_damaged_are_read_anew(tmp_path, monkeypatch):
   np.testing.assert_array_equal(first.images, again.images)
   assert builder.reads == 2
   assert len(kept.read_bytes()) > 100
+
+
+def test_images_of_another_type_than_uint8_are_refused_and_not_cut_off():
+  features = {
+    "image": types.SimpleNamespace(np_dtype=np.float32),
+    "label": types.SimpleNamespace(num_classes=3),
+  }
+  builder = types.SimpleNamespace(info=types.SimpleNamespace(features=features))
+  with pytest.raises(UsageError, match="images are float32, and not uint8"):
+    datasets._label("maps", builder)
+  features["image"].np_dtype = np.uint8
+  assert datasets._label("maps", builder).num_classes == 3

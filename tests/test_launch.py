@@ -253,11 +253,12 @@ def test_verbs_say_what_they_do_and_take(capsys):
   briefly = capsys.readouterr().out
   for name, verb in launch.VERBS.items():
     assert launch.run([name, "--help"]) == 0
-    what, usage = capsys.readouterr().out.split("\n\n")
+    what, usage, *flags = capsys.readouterr().out.split("\n\n")
     assert what.endswith(".")
     assert f"  {name:9}  {what}\n" in briefly
     assert usage.startswith(f"  python launch.py {name} --")
     assert all(f"--{flag}" in usage for flag in (*verb.configs, *verb.flags))
+    assert all(f"  --{flag} " in "".join(flags) for flag in verb.flags)
 
 
 @pytest.mark.parametrize(
@@ -289,6 +290,18 @@ def test_what_a_bucket_refuses_is_one_line(monkeypatch, capsys):
   with pytest.raises(SystemExit, match="2"):
     launch.main()
   assert capsys.readouterr().err == "launch.py: The specified bucket does not exist.\n"
+
+
+def test_a_bucket_that_fails_for_now_is_one_line_that_asks_for_another_start(monkeypatch, capsys):
+  from tensorflow import errors
+
+  def fail(words):
+    raise errors.UnavailableError(None, None, "The service is away.")
+
+  monkeypatch.setattr(launch, "run", fail)
+  with pytest.raises(SystemExit, match=str(os.EX_TEMPFAIL)):
+    launch.main()
+  assert capsys.readouterr().err == "launch.py: The service is away.\n"
 
 
 def test_the_status_says_how_a_verb_ended(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import DiskFull, UsageError
+from allcnn_jax.errors import Busy, DiskFull, UsageError
 from allcnn_jax.training import evaluate, loop, parts, reporting
 from allcnn_jax.training import step as step_lib
 from tests.runs import contents, evaluation, metrics, same, weights
@@ -143,13 +143,32 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch
     outcome = loop.train(tiny, workdir)
   assert (outcome.status, outcome.step) == ("stopped", 5)  # the log's fourth, and the next
   assert "The same command goes on from there" in capsys.readouterr().out
-  assert outcome.asked
   assert signal.getsignal(signal.SIGTERM) == before
   tiny.train.steps = outcome.step + 2
   assert loop.train(tiny, workdir).step == outcome.step + 2
   tiny.train.steps = outcome.step
   with pytest.raises(UsageError, match="beyond"):
     loop.train(tiny, workdir)
+
+
+def test_a_run_that_another_one_overtakes_leaves_its_folder_alone(tiny, tmp_path, monkeypatch):
+  theirs = tiny.copy_and_resolve_references()
+  theirs.optimizer.learning_rate *= 2
+  theirs.train.steps = 1
+
+  def late(*args):
+    with monkeypatch.context() as patch:
+      patch.setattr(loop.sources, "open", opened)
+      loop.train(theirs, tmp_path / "run")
+    return opened(*args)
+
+  opened = loop.sources.open
+  monkeypatch.setattr(loop.sources, "open", late)
+  with pytest.raises(Busy, match="Another run has begun in"):
+    loop.train(tiny, tmp_path / "run")
+  kept = config_lib.from_json((tmp_path / "run" / "config.json").read_text())
+  assert kept.optimizer.learning_rate == theirs.optimizer.learning_rate
+  assert [x["step"] for x in metrics(tmp_path / "run")] == [1, 1]
 
 
 def test_a_run_goes_on_from_before_a_damaged_checkpoint_and_under_other_quiet_keys(tiny, tmp_path):
@@ -172,7 +191,7 @@ def test_weights_that_are_not_finite_are_never_saved(tiny, tmp_path):
   assert not list((tmp_path / "run").glob("checkpoints/*"))
 
 
-def test_asked_to_stop_at_its_very_end_a_run_ends_and_says_so(tiny, tmp_path, monkeypatch):
+def test_asked_to_stop_at_its_very_end_a_run_ends_and_its_caller_knows(tiny, tmp_path, monkeypatch):
   tiny.train.steps = 2
   whole = evaluate.evaluate
 
@@ -181,8 +200,10 @@ def test_asked_to_stop_at_its_very_end_a_run_ends_and_says_so(tiny, tmp_path, mo
     return whole(*inputs)
 
   monkeypatch.setattr(evaluate, "evaluate", evaluated)
-  outcome = loop.train(tiny, tmp_path / "run")
-  assert (outcome.status in ("ok", "dead"), outcome.step, outcome.asked) == (True, 2, True)
+  with loop.on_signal() as asked_to_stop:
+    outcome = loop.train(tiny, tmp_path / "run", None, asked_to_stop)
+    assert asked_to_stop()
+  assert (outcome.status in ("ok", "dead"), outcome.step) == (True, 2)
 
 
 def test_a_run_that_has_ended_says_nothing_twice(tiny, tmp_path):
@@ -254,6 +275,16 @@ def test_a_run_that_diverges_names_the_step_and_keeps_its_last_good_checkpoint(
   assert evaluation(tmp_path / "run")["status"] == "diverged"
   assert evaluation(tmp_path / "run")["loss"] is None
   same(weights(tmp_path / "run"), good)
+
+
+def test_a_run_too_short_for_its_augmentation_says_so(tiny, tmp_path, capsys):
+  tiny.dataset.augment, tiny.dataset.plain_epochs, tiny.train.steps = "shift", 2, 1
+  loop.train(tiny, tmp_path / "run")
+  said = "No image is augmented: dataset.plain_epochs=2 of train.epochs="
+  assert said + "1." in capsys.readouterr().out
+  tiny.train.epochs = 3
+  loop.train(tiny, tmp_path / "longer")
+  assert said not in capsys.readouterr().out
 
 
 def test_a_dead_network_is_said_to_be_dead(tiny, tmp_path, capsys):

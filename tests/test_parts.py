@@ -45,3 +45,6 @@ def test_more_steps_than_are_counted_are_refused(tiny):
   tiny.train.epochs = 2**31 // 12 + 1
   with pytest.raises(UsageError, match="32-bit"):
     parts.steps(tiny, 96)
+  tiny.train.steps = 5  # schedules count epochs all the same
+  with pytest.raises(UsageError, match="32-bit"):
+    parts.steps(tiny, 96)

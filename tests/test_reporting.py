@@ -1,3 +1,4 @@
+import errno
 import json
 import re
 import struct
@@ -87,6 +88,23 @@ def test_the_time_of_training_is_that_of_its_steps_by_hand(tmp_path):
   assert reporting.read(tmp_path) == lines
 
 
+def test_an_event_file_that_cannot_be_written_ends_and_the_run_goes_on(tmp_path, monkeypatch):
+  monkeypatch.setattr(reporting, "_FLUSHED_EVERY", -1)
+  reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
+  reporter.training(1, loss=1.0, error=50.0, learning_rate=0.1)
+
+  def full(writer):
+    raise OSError(errno.ENOSPC, "No space left")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(reporting.EventsWriter, "flush", full)
+    for step in range(2, 30):
+      reporter.training(step, loss=1.0, error=50.0, learning_rate=0.1)
+  reporter.close()
+  assert [x["step"] for x in metrics(tmp_path)] == list(range(1, 30))
+  assert {step for step, *_ in events(tmp_path)} == {1, 2}
+
+
 def test_in_a_bucket_there_are_no_event_files(tmp_path, monkeypatch):
   monkeypatch.setattr(reporting.files, "is_bucket", lambda path: True)
   report(tmp_path, [10])
@@ -104,7 +122,8 @@ def test_another_process_tells_of_its_damaged_records_and_of_nothing_else(tmp_pa
 
 def test_the_speed_is_that_of_the_steps_alone(tmp_path, monkeypatch, capsys):
   clock = iter([0.0, 2.0, 100.0, 104.0])
-  monkeypatch.setattr(reporting, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+  stopped = types.SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0)
+  monkeypatch.setattr(reporting, "time", stopped)
   reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
   reporter.training(10, 1.0, 50.0, 0.1)
   reporter.restart_clock(10)  # 98 s went into an evaluation

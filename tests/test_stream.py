@@ -1,11 +1,15 @@
 """A stream against what Pillow and NumPy make of the same files, and against itself elsewhere."""
 
+import contextlib
 import dataclasses
 import io
 import itertools
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import threading
 
 import numpy as np
 import pytest
@@ -13,6 +17,7 @@ from PIL import Image
 
 from allcnn_jax.data import stream
 from allcnn_jax.errors import UsageError
+from tests.processes import ROOT
 
 CROPS = stream.Crops((32, 32), 36, random=True, seed=5)
 CENTRAL = stream.Crops((32, 32), 36)
@@ -158,16 +163,62 @@ def test_a_set_without_one_readable_record_is_refused(photos):
 
 
 def test_workers_leave_signals_to_the_run(train):
-  batches = train.training(CROPS, 6, 0, workers=1)
-  first = [next(batches)]
-  workers = multiprocessing.active_children()
-  assert workers
-  for worker in workers:
-    for number in (signal.SIGINT, signal.SIGTERM):
-      os.kill(worker.pid, number)
-  found = first + [next(batches) for _ in range(8)]  # more than wait in memory
-  batches.close()
+  """From their first moment on, and while they work."""
+  batches, hit, done = train.training(CROPS, 6, 0, workers=1), set(), threading.Event()
+
+  def hit_them():
+    while not done.wait(0.02):
+      for worker in multiprocessing.active_children():
+        for number in (signal.SIGINT, signal.SIGTERM):
+          os.kill(worker.pid, number)
+        hit.add(worker.pid)
+
+  hitting = threading.Thread(target=hit_them)
+  hitting.start()
+  try:
+    found = [next(batches) for _ in range(9)]  # more than wait in memory
+  finally:
+    done.set()
+    hitting.join()
+    batches.close()
+  assert hit
   same(found, take(train.training(CROPS, 6, 0), 9))
+  assert not signal.pthread_sigmask(signal.SIG_BLOCK, ())
+
+
+def test_a_worker_whose_run_has_died_before_it_began_ends(tmp_path):
+  """The run starts one and dies; the worker waits for that before it begins."""
+  program = tmp_path / "run.py"
+  program.write_text(
+    """
+import multiprocessing, os, time
+
+def work(pid):
+  from allcnn_jax.data import stream
+  while os.getppid() == pid:
+    time.sleep(0.01)
+  stream._begin_worker(0, 1)
+  time.sleep(20)
+  print("alive", flush=True)
+
+if __name__ == "__main__":
+  worker = multiprocessing.get_context("spawn").Process(target=work, args=[os.getpid()])
+  worker.start()
+  print(worker.pid, flush=True)
+  os._exit(0)
+"""
+  )
+  environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+  words = [sys.executable, str(program)]
+  run = subprocess.Popen(words, stdout=subprocess.PIPE, text=True, env=environment)
+  with run.stdout:
+    worker = int(run.stdout.readline())
+    run.wait()
+    try:
+      assert run.stdout.read() == ""  # until the worker, which has it too, is gone
+    finally:
+      with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
 
 
 def test_held_out_records_are_not_trained_on(photos):

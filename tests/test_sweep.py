@@ -40,15 +40,20 @@ class Trainer:
     self.trained, self.outcomes = [], {}
     monkeypatch.setattr(loop, "train", self)
 
-  def __call__(self, config, workdir, shared=None):
+  def __call__(self, config, workdir, shared=None, asked_to_stop=None):
     self.trained.append(workdir.name)
     told = [x for part, x in self.outcomes.items() if part in workdir.name]
     outcome = told[0] if told else 100 * config.optimizer.learning_rate
+    if outcome in ("stopped", "late", "broken"):
+      signal.raise_signal(signal.SIGTERM)
+      assert asked_to_stop()
+    if outcome == "broken":
+      raise RuntimeError("while it was asked to stop")
     if isinstance(outcome, BaseException):
       raise outcome
     if outcome == "stopped":
-      return loop.Outcome("stopped", 1, asked=True)
-    late, outcome = outcome == "late", 90.0 if outcome == "late" else outcome
+      return loop.Outcome("stopped", 1)
+    outcome = 90.0 if outcome == "late" else outcome
     status = outcome if isinstance(outcome, str) else "ok"
     held_out = config.dataset.validation
     step = config.train.epochs * ((96 - held_out) // config.train.batch_size)
@@ -62,7 +67,7 @@ class Trainer:
       "dataset": config.dataset.name,
     }
     (workdir / "evaluation.json").write_text(json.dumps(values))
-    return loop.Outcome(status, step, late)
+    return loop.Outcome(status, step)
 
 
 @pytest.fixture
@@ -108,12 +113,13 @@ def test_what_is_done_is_skipped_and_what_stopped_is_gone_on_with(declared, trai
   assert trainer.trained == []
 
 
-def test_asked_to_stop_while_a_run_ends_it_begins_no_other(declared, trainer, tmp_path):
-  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": "late"}
+@pytest.mark.parametrize("ending", ["late", "broken"])
+def test_asked_to_stop_while_a_run_ends_it_begins_no_other(declared, trainer, tmp_path, ending):
+  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": ending}
   assert go(declared, tmp_path / "s")[0] == "stopped"
   assert len(trainer.trained) == 2
   trainer.outcomes = {}
-  assert go(declared, tmp_path / "s") == ("done", 0)
+  assert go(declared, tmp_path / "s") == ("done", int(ending == "broken"))
   assert len(trainer.trained) == len(set(trainer.trained)) == 8
 
 

@@ -24,9 +24,15 @@ def test_the_mean_and_the_deviation_are_over_seeds_by_hand():
   assert found.epoch_seconds == pytest.approx(1 / 2)
 
 
-def test_a_seed_that_was_run_twice_counts_once():
-  found = line([run(status="dead"), run(8.0), run(8.0), run(9.0, seed=1)], "All-CNN-C")
-  assert (found.n, found.seeds, found.error, found.dead) == (2, (0, 1), 8.5, 0)
+def test_every_run_counts_and_its_seed_is_told():
+  runs = [run(7.0), run(8.0), run(9.0, seed=1), run(status="dead", seed=2)]
+  found = line(runs, "All-CNN-C")
+  assert (found.n, found.seeds, found.error, found.dead) == (3, (0, 0, 1), 8.0, 1)
+  made = tables.make(runs, "table4")
+  said = [row[report.grid(made)[0].index("n")] for row in report.grid(made)]
+  assert "3, seeds: 2" in said
+  made = tables.make(runs[1:], "table4")
+  assert "2" in [row[report.grid(made)[0].index("n")] for row in report.grid(made)]
 
 
 def test_a_table_that_there_is_not_is_one_line():

@@ -40,7 +40,7 @@ def _measured(runs: Sequence[Record], what: str) -> list[Group]:
 
 
 def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> tuple[list[Panel], str]:
-  """A panel for each group whose errors are not backpropagation's, with a curve for each layer.
+  """A panel for each group whose errors autodiff does not send, with a curve for each layer.
 
   Returns:
     the panels, and what a caption says of the curves.
@@ -51,7 +51,7 @@ def _each(runs: Sequence[Record], what: str, ylabel: str, **style) -> tuple[list
   shown = [
     (label, members)
     for label, members in _measured(runs, what)
-    if learning_rules.RULES[members[0].config.rule.name].sends_otherwise
+    if learning_rules.RULES[members[0].config.rule.name].replaces_autodiff
   ]
   panels = [
     Panel(

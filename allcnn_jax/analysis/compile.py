@@ -14,18 +14,23 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 from etils import epath
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 from jaxtyping import PyTree
 
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
-from allcnn_jax.analysis import hlo, targets
+from allcnn_jax.analysis import columns, hlo, targets
 from allcnn_jax.data import datasets
+from allcnn_jax.errors import is_memory
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts, sharding
 from allcnn_jax.training import step as step_lib
 
 _LANES, _SUBLANES = 128, 8  # a TPU's registers, and the tiles of its memory: 8 rows of 128 numbers
+_EXCHANGE = re.compile(
+  "(all-reduce|all-gather|all-to-all|reduce-scatter|ragged-all-to-all|collective-\\w+)(-start)?"
+)
+_LISTS = ("exchanges", "not_bfloat16", "copies")  # fields of a `Program`
 
 
 class Program(NamedTuple):
@@ -168,7 +173,7 @@ def compile(
     ),
   )
   if output is not None:
-    files.write_json(output, _plain(compiled), f"--output={output}")
+    files.write_json(output, _as_json(compiled), f"--output={output}")
   return compiled
 
 
@@ -182,7 +187,9 @@ def _lowered(
   examples = sizes.train - config.dataset.validation
   count = parts.steps_a_call(config, examples)
 
-  def placed(tree: PyTree, place: Any = sharding.replicated(mesh)) -> PyTree:  # noqa: B008
+  everywhere = sharding.replicated(mesh)
+
+  def placed(tree: PyTree, place: NamedSharding = everywhere) -> PyTree:
     return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), tree)
 
   recipe = placed(parts.recipe(config, sizes.classes, examples, mesh))
@@ -204,23 +211,16 @@ def _lowered(
   n = config.train.batch_size
   batch = step_lib.Images(zeros((n, *image), kind), zeros((n,)))
   batch = placed(batch, sharding.batch_sharding(mesh))
-  evaluation = {
-    "evaluation": (
-      1,
-      lambda: step_lib.predict.lower(recipe.net, recipe.size, state.variables, batch.images),
-    )
-  }
   if sizes.varies:
-    step = lambda: step_lib.train_batch.lower(recipe, state, totals, batch)  # noqa: E731
-    return {"step": (1, step), **evaluation}
-  return {
-    "step": (1, lambda: step_lib.train_step.lower(recipe, state, totals, data, order)),
-    "steps": (
-      step_lib.unrolled(count),
-      lambda: step_lib.train_steps.lower(recipe, state, totals, data, order, count),
-    ),
-    **evaluation,
-  }
+    found = {"step": (1, lambda: step_lib.train_batch.lower(recipe, state, totals, batch))}
+  else:
+    stored = (recipe, state, totals, data, order)
+    found = {
+      "step": (1, lambda: step_lib.train_step.lower(*stored)),
+      "steps": (step_lib.unrolled(count), lambda: step_lib.train_steps.lower(*stored, count)),
+    }
+  evaluated = (recipe.net, recipe.size, state.variables, batch.images)
+  return found | {"evaluation": (1, lambda: step_lib.predict.lower(*evaluated))}
 
 
 def _program(
@@ -237,7 +237,7 @@ def _program(
   try:
     compiled = lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not is_memory(error):
       raise
     return Program(name, steps, refused=str(error).partition("\n")[0])
   finally:
@@ -281,11 +281,6 @@ def _is_of_images(copy: hlo.Operation, rows: tuple[int, ...]) -> bool:
   return len(shape) > 1 and math.prod(shape[1:]) >= _LANES and shape[0] in rows
 
 
-_EXCHANGE = re.compile(
-  "(all-reduce|all-gather|all-to-all|reduce-scatter|ragged-all-to-all|collective-\\w+)(-start)?"
-)
-
-
 def report(compiled: Compiled) -> str:
   """What `compile` found, as a table."""
   c = compiled
@@ -310,18 +305,15 @@ def report(compiled: Compiled) -> str:
   cells = [("", *(p.name for p in c.programs))]
   cells += [(name, *("-" if p.refused else f(p) for p in c.programs)) for name, f in rows]
   cells = [row for row in cells if any(row[1:]) or row[0] == "a device holds"]
-  widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
   lines = [f"{c.topology}: {c.devices} x {c.chip}, {c.images} images on each", ""]
-  for row in cells:
-    aligned = [x.rjust(n) if i else x.ljust(n) for i, (x, n) in enumerate(zip(row, widths))]
-    lines.append("  ".join(aligned).rstrip())
+  lines += columns.aligned(cells)
   told = []
   for p in c.programs:
     if p.refused:
       told.append(f"{p.name} does not fit: {p.refused}")
     # That a float32 net multiplies in float32 on a GPU, the table has said.
     odd = p.not_bfloat16 if len(p.not_bfloat16) < p.convolutions else ()
-    told += [f"{p.name}: {_told(x)}" for x in (*p.exchanges, *odd, *p.copies)]
+    told += [f"{p.name}: {_line(x)}" for x in (*p.exchanges, *odd, *p.copies)]
   lines += ["", *told] if told else []
   if c.paddings:
     lines += ["", "channels in rows of 128, and the share that is filling"]
@@ -332,7 +324,7 @@ def report(compiled: Compiled) -> str:
   return "\n".join(lines)
 
 
-def _told(x: hlo.Operation) -> str:
+def _line(x: hlo.Operation) -> str:
   shapes = ", ".join(x.shapes[:2]) + (f" and {len(x.shapes) - 2} more" if len(x.shapes) > 2 else "")
   return f"{x.kind} of {shapes}: {_bytes(x.bytes)}, from {x.source or 'the compiler'}"
 
@@ -344,17 +336,14 @@ def _bytes(n: int | float) -> str:
   return f"{n:g} B"
 
 
-def _plain(compiled: Compiled) -> dict[str, Any]:
+def _as_json(compiled: Compiled) -> dict[str, Any]:
   """What `compile` found, as JSON has it."""
-  plain = compiled._asdict() | {"fits": compiled.fits}
-  plain["programs"] = [
+  values = compiled._asdict() | {"fits": compiled.fits}
+  values["programs"] = [
     p._asdict()
     | {name: [x._asdict() for x in getattr(p, name)] for name in _LISTS}
     | {"memory": p.memory, "exchanged": p.exchanged}
     for p in compiled.programs
   ]
-  plain["paddings"] = [x._asdict() | {"waste": x.waste} for x in compiled.paddings]
-  return plain
-
-
-_LISTS = ("exchanges", "not_bfloat16", "copies")
+  values["paddings"] = [x._asdict() | {"waste": x.waste} for x in compiled.paddings]
+  return values

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import ml_collections
 
 from allcnn_jax import config as config_lib
+from allcnn_jax.analysis import columns
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
 
@@ -44,11 +45,7 @@ def lines(config: ml_collections.ConfigDict) -> list[str]:
     cells.append((r.name, _kind(r.layer), size, str(r.field), str(r.stride), *costs))
   totals = (f"{sum(r.parameters for r in traced):,}", f"{sum(r.multiply_adds for r in traced):,}")
   cells.append(("total", "", "", "", "", *totals))
-  widths = [max(len(row[i]) for row in cells) for i in range(len(_HEADER))]
-  text = [
-    "  ".join(x.ljust(n) if i < 2 else x.rjust(n) for i, (x, n) in enumerate(zip(row, widths)))
-    for row in cells
-  ]
+  text = columns.aligned(cells, left=2)
   rule = "-" * len(text[0])
   return [config.model.name, "", text[0], rule, *text[1:-1], rule, text[-1]]
 

@@ -1,6 +1,6 @@
 """Arrays -> pictures in files: the command `visualize`.
 
-A figure is computed (`gallery`), drawn (`drawing`), and written whole: `NAME.png`, its raw arrays in
+A figure is computed (by the modules of `FIGURES` and `alignment`), drawn (`drawing`), and written whole: `NAME.png`, its raw arrays in
 `NAME.npz`, and one `index.html` of all figures in the folder.
 """
 

@@ -94,7 +94,7 @@ def alive(runs: Sequence[Record]) -> list[Record]:
 
 
 def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()) -> list[Group]:
-  """Runs of one config, one for each seed, with a name that tells them from the others.
+  """Runs of one config, whatever their seeds, with a name that tells them from the others.
 
   Args:
     runs: of any configs.
@@ -102,7 +102,6 @@ def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = (
       agree in these follow in brackets.
     without: keys that the name leaves out; runs that differ in them are in two groups all the same.
   """
-  runs = distinct(runs)
   flat = [_telling(run) for run in runs]
   found: dict[str, Group] = {}
   for run, values in zip(runs, flat):

@@ -166,7 +166,7 @@ def trials(made: Made) -> Grid:
       x.data,
       f"{x.optimizer} {x.rate:g}",
       _two(x.error),
-      str(x.n),
+      _counted(x),
       _not_counted(x),
       _plain(x.epoch),
     ]
@@ -182,10 +182,11 @@ def _cells(x: Line) -> Sequence[str]:
   return (
     x.name + " †" * x.theirs,
     x.data,
+    # The papers print two decimals of CIFAR's errors, one of ImageNet's, which are above 40.
     "" if x.printed is None else f"{x.printed:g}" if x.printed >= 40 else f"{x.printed:.2f}",
     _two(x.error),
     _two(x.deviation),
-    str(x.n) if x.rate is not None else "",
+    _counted(x) if x.rate is not None else "",
     _not_counted(x),
     _plain(x.epoch),
     "" if x.difference is None else f"{x.difference:+.2f}",
@@ -198,6 +199,12 @@ def _cells(x: Line) -> Sequence[str]:
     ", ".join(map(str, x.measured_with)),
     "not compared" if x.unlike is None else ", ".join(x.unlike),
   )
+
+
+def _counted(x: Line) -> str:
+  """n, and of how many seeds where one was run again: such runs differ by rounding alone."""
+  seeds = len(set(x.seeds))
+  return str(x.n) if seeds == x.n else f"{x.n}, seeds: {seeds}"
 
 
 def _not_counted(x: Line) -> str:

@@ -1,7 +1,7 @@
 """Which pixels a unit answers to: gradients with respect to the images under the three ReLUs.
 
 Springenberg et al. 2015, Section 3.4. Everything here is an array in the network's input space,
-raw and signed; `figures` makes pictures of them.
+raw and signed; `sheet` and `drawing` make pictures of them.
 """
 
 import functools

@@ -73,7 +73,7 @@ def signed(pictures: Float[np.ndarray, "n h w c"], scale: float) -> list[Picture
 
 
 def plain(images: UInt8[np.ndarray, "n h w c"]) -> list[Picture]:
-  """Grey images in three channels."""
+  """Images of one or three channels as pictures of three."""
   return list(np.broadcast_to(images, (*images.shape[:3], 3)))
 
 

@@ -1,4 +1,7 @@
-"""What each rule sends back through one layer, worked out on an example."""
+"""What each rule sends back through one layer, worked out on an example.
+
+[M18] is Moskovitz et al. 2018.
+"""
 
 import jax
 import jax.numpy as jnp

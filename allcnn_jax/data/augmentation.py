@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Key
 
+from allcnn_jax.errors import unknown
+
 Images = Float[Array, "n h w c"]
 Cut = Float[Array, "n h2 w2 c"]
 
@@ -28,9 +30,9 @@ def flip(key: Key[Array, ""], images: Images) -> Images:
 def crop(key: Key[Array, ""], images: Images, size: tuple[int, int]) -> Cut:
   """A window of `size` (height, width) at a random place of each image, all places alike."""
   n, h, w, c = images.shape
-  rows = jax.random.split(key, 2)
-  top = jax.random.randint(rows[0], (n,), 0, h - size[0] + 1)
-  left = jax.random.randint(rows[1], (n,), 0, w - size[1] + 1)
+  down, across = jax.random.split(key)
+  top = jax.random.randint(down, (n,), 0, h - size[0] + 1)
+  left = jax.random.randint(across, (n,), 0, w - size[1] + 1)
   cut = jax.vmap(lambda x, i, j: jax.lax.dynamic_slice(x, (i, j, 0), (*size, c)))
   return cut(images, top, left)
 
@@ -230,7 +232,13 @@ KINDS: dict[str, Augmentation] = {
 
 
 def create(kind: str, graham: Graham) -> Augmentation:
-  """One of `KINDS`; "graham" with the parameters given."""
+  """One of `KINDS`; "graham" with the parameters given.
+
+  Raises:
+    UsageError: an unknown kind.
+  """
+  if kind not in KINDS:
+    raise unknown("augmentation", kind, KINDS)
   return KINDS[kind]._replace(apply=graham) if kind == "graham" else KINDS[kind]
 
 

@@ -9,7 +9,6 @@ random-access files. A set that is not prepared is refused with the command that
 """
 
 import contextlib
-import difflib
 import hashlib
 import io
 import os
@@ -24,7 +23,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from allcnn_jax import files
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax.errors import UsageError, hint, unknown
 
 _MOST_CLASSES = 1_000_000  # of arrays of the user's own: more are labels of another kind
 _SPLIT_SEED = 0  # Which images are held out never depends on a run's seed.
@@ -247,6 +246,8 @@ def _label(name: str, builder: Any) -> Any:
   features = dict(builder.info.features)
   if "image" not in features or not hasattr(features.get("label"), "num_classes"):
     raise UsageError(f"{name} has no 'image' and class 'label': it is no set of classified images.")
+  if features["image"].np_dtype != np.uint8:
+    raise UsageError(f"{name}'s images are {features['image'].np_dtype.__name__}, and not uint8.")
   return features["label"]
 
 
@@ -328,10 +329,8 @@ def _builder(name: str, data_dir: str) -> Any:
     return tfds.builder(name, data_dir=str(_place(data_dir)))
   except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, OSError) as error:
     known = ["digits", *re.findall(r"- (\w+)", str(error))]
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
     raise UsageError(
-      f"Unknown dataset {name!r}.{hint} Known: digits, npz:PATH and the image sets of TFDS."
+      f"Unknown dataset {name!r}.{hint(name, known)} Known: digits, npz:PATH and the image sets of TFDS."
     ) from None
 
 

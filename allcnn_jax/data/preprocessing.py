@@ -46,7 +46,7 @@ def global_contrast_normalize(images: Raw) -> Images:
 
 
 def _in_chunks(write: Callable[[Any, np.ndarray], None], images: Images | Raw) -> Images:
-  """What `write` makes of some images and puts into its second argument, of all, as float32."""
+  """Calls `write(images, out)` for a chunk at a time; returns all of `out`, float32."""
   out = np.empty(images.shape, np.float32)
   for i in range(0, len(images), _CHUNK):
     write(images[i : i + _CHUNK], out[i : i + _CHUNK])
@@ -108,14 +108,17 @@ def fit_zca(images: Images) -> Zca:
 class Preprocessor(Protocol):
   """What is done to raw images before a network sees them.
 
-  A class's `fit` makes one from training images; its fields are what is kept on disk. `apply`
-  takes raw images to float32, `invert` takes them back as far as that goes, and `undo` is the
-  linear part of `invert`, for pictures of gradients.
+  A class's `fit` makes one from training images; its fields are what is kept on disk.
   """
 
-  def apply(self, images: Raw) -> Images: ...
-  def invert(self, x: Images) -> Images: ...
-  def undo(self, x: Images) -> Images: ...
+  def apply(self, images: Raw) -> Images:
+    """Raw images as the network takes them, float32."""
+
+  def invert(self, x: Images) -> Images:
+    """Takes images back, as far as that goes."""
+
+  def undo(self, x: Images) -> Images:
+    """The linear part of `invert`, for pictures of gradients: no mean is added."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,12 @@ batch that is the same for any number of them, and how many workers there are ch
 Reading and decoding go through Grain; TensorFlow is not imported.
 """
 
+import contextlib
 import dataclasses
 import functools
 import gc
 import io
+import multiprocessing.resource_tracker
 import os
 import re
 import signal
@@ -32,6 +34,7 @@ from allcnn_jax.errors import UsageError, unknown
 RANDOM = {"none": False, "crop_flip": True, "imagenet": True}  # of `augmentation.KINDS`
 _CROP, _SHUFFLE = 0, 1  # streams of random numbers
 _ENDLESS = 2**31 - 1  # steps of training
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _TRIES = 100  # records after a damaged one that may take its place
 cv2.setNumThreads(1)  # Grain's workers are as many as there should be
 
@@ -317,9 +320,10 @@ def _iterate(steps: Any, start: int, workers: int) -> Iterator[Batch]:
 
 def _begin_worker(index: int, count: int) -> None:
   """Signals to the whole group are the run's to answer; but without the run a worker ends."""
-  signal.signal(signal.SIGINT, signal.SIG_IGN)
-  signal.signal(signal.SIGTERM, signal.SIG_IGN)
-  run = os.getppid()
+  for number in _SIGNALS:
+    signal.signal(number, signal.SIG_IGN)
+  signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)  # what came before is forgotten
+  run = multiprocessing.parent_process().pid
 
   def watch():
     while os.getppid() == run:
@@ -327,6 +331,17 @@ def _begin_worker(index: int, count: int) -> None:
     os._exit(1)
 
   threading.Thread(target=watch, daemon=True).start()
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+  """Signals wait, in this thread and in those that it starts, and in their processes."""
+  multiprocessing.resource_tracker.ensure_running()  # as it starts it lets signals through again
+  before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+  try:
+    yield
+  finally:
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Owned:
@@ -337,12 +352,16 @@ class _Owned:
 
   def __init__(self, shared: Any):
     self._shared = shared
+    self._begun = False
 
   def __iter__(self) -> Iterator[Batch]:
     return self
 
   def __next__(self) -> Batch:
-    batch = next(self._shared)
+    # With the first batch the workers begin, which would die of a signal until `_begin_worker`.
+    with contextlib.nullcontext() if self._begun else _signals_held():
+      batch = next(self._shared)
+    self._begun = True
     return Batch(*(x.copy() if isinstance(x, np.ndarray) else x for x in batch))
 
   def close(self) -> None:

@@ -275,7 +275,7 @@ def strided(table: Table) -> Table:
   return tuple(layers)
 
 
-def _beside_pools(table: Table, replacement) -> Table:
+def _replace_pools(table: Table, replacement) -> Table:
   """Replaces each pool by `replacement(pool, features of the layer before it)`."""
   layers: list[Layer] = []
   for layer in table:
@@ -285,12 +285,12 @@ def _beside_pools(table: Table, replacement) -> Table:
 
 def conv_pool(table: Table) -> Table:
   """[S15] ConvPool-CNN: another 3x3 convolution before each pool."""
-  return _beside_pools(table, lambda pool, n: (_conv(3, n, pad=1), pool))
+  return _replace_pools(table, lambda pool, n: (_conv(3, n, pad=1), pool))
 
 
 def all_conv(table: Table) -> Table:
   """[S15] All-CNN: a 3x3 convolution with the pool's stride instead of each pool."""
-  return _beside_pools(table, lambda pool, n: (_conv(3, n, stride=pool.stride, pad=1),))
+  return _replace_pools(table, lambda pool, n: (_conv(3, n, stride=pool.stride, pad=1),))
 
 
 def pooled(table: Table) -> Table:
@@ -380,7 +380,7 @@ def resolve(
   dropout: tuple[float, ...] | None = None,
   dropout_after: str = "printed",
   stride_padding: str = "caffe",
-  final_relu: bool | None = None,
+  final_relu: bool = True,
 ) -> Architecture:
   """The table `name` with every choice made: ready to be run by `model.ConvNet`.
 
@@ -391,13 +391,13 @@ def resolve(
     head: "conv" (1x1 convolutions and a global average) or "dense"; None: as in the table.
     pool: what stands where the table has max-pooling: "max", "average", "depthwise" (a
       convolution whose weights cross no channels, [S15] footnote 1), "stride" (`strided`),
-      "none" (no downsampling at all, strides included), or a number p >= 1 for a p-norm.
+      "none" (no downsampling at all, strides included), or the p >= 1 of a p-norm, as text: "2".
     dropout: a rate for each of the table's dropout levels; None: the paper's.
     dropout_after: where the table has dropout ("printed"), and beside that after every other layer
       with weights but the last ("all"), or after 1x1 convolutions but the last ("1x1").
     stride_padding: a strided convolution pads both sides alike ("caffe"), or as little as its
       output size needs, the odd pixel at the far edge ("same").
-    final_relu: False: the last layer has no ReLU; True or None: as in the table.
+    final_relu: True: the last layer has a ReLU where the table has one; False: it has none.
 
   Raises:
     UsageError: a choice that is unknown or that the table cannot take.
@@ -441,8 +441,7 @@ def resolve(
       case Dropout(level):
         return Dropout(level, rates[level])
       case Conv() | Dense() if layer.features == CLASSES:
-        relu = layer.relu and final_relu is not False
-        return dataclasses.replace(layer, features=num_classes, relu=relu)
+        return dataclasses.replace(layer, features=num_classes, relu=layer.relu and final_relu)
       case Conv() | Dense():
         return dataclasses.replace(layer, features=max(1, round(width * layer.features)))
     return layer

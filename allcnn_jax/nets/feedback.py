@@ -1,6 +1,6 @@
 """Convolution and dense layers whose way back is a matrix of its own.
 
-Moskovitz et al. 2018. With the input x of a layer, its forward weights W and the error signal d
+Moskovitz et al. 2018 [M18]. With the input x of a layer, its forward weights W and the error signal d
 that comes back to its output, backpropagation changes W by the gradient that x and d give, and
 passes W^T d on. Here the gradient of W stays exact, given d, and what is passed on is
 
@@ -24,8 +24,7 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from allcnn_jax.errors import UsageError, unknown
 
-# The standard deviation of a random feedback weight, by how many signals it is summed with on the
-# way back (n_out) and was on the way forward (n_in). [M18]: variance 1/n_out keeps the size of an
+# The standard deviation of a random feedback weight, by the n_out and n_in of its `Layer`. [M18]: variance 1/n_out keeps the size of an
 # error signal; "fan_in" gives B the variance of W, and "gaussian_0.05" asks for no size at all.
 INITIALIZERS: dict[str, Callable[[int, int], float]] = {
   "fan_out": lambda n_out, n_in: n_out**-0.5,
@@ -201,7 +200,8 @@ class Layer(NamedTuple):
     kernel: shape of its forward weights.
     input: shape of its input, without the number of images.
     output: of its output, likewise.
-    n_out: how many outputs one input goes into, at a stride of 1.
+    n_out: how many outputs one input goes into, at a stride of 1, and so how many errors are summed
+      on the way back.
     n_in: how many inputs one output is made from.
   """
 
@@ -255,8 +255,7 @@ def draw(
   Args:
     key: decides them.
     shape: of the weights.
-    n_out: how many of them a signal is summed over on the way back.
-    n_in: how many signals one error becomes on the way back.
+    n_out, n_in: as of a `Layer`.
     init: one of `INITIALIZERS`.
 
   Raises:

@@ -45,7 +45,7 @@ def suits(x: Array, kernel: Array, strides: tuple[int, int]) -> bool:
     kernel.shape[1] == r
     and strides[1] == stride
     and stride in _TILES
-    and stride < r <= 5
+    and stride < r <= len(_POINTS)  # of a larger kernel no tile has points enough
     and min(kernel.shape[2:]) >= _LEAST_FEATURES
     and x.dtype in (jnp.float32, jnp.float64)
   )
@@ -260,7 +260,7 @@ def _fit(x: Array, way: _Way, count: Sequence[int], features: int) -> int:
 
 
 def batches(arrays: Any, most: int) -> Any:
-  """Arrays of images, as many at a time as divide their number, and `most` at most."""
+  """Arrays (n, ...) as (batches, few, ...), with the largest `few` up to `most` that divides n."""
   images = len(jax.tree.leaves(arrays)[0])
   few = next(k for k in range(min(most, images), 0, -1) if images % k == 0)
   return jax.tree.map(lambda a: a.reshape(images // few, few, *a.shape[1:]), arrays)

@@ -26,12 +26,14 @@ from orbax.checkpoint import v1 as ocp
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import DiskFull, UsageError, is_full, unknown
+from allcnn_jax.errors import DiskFull, UsageError, is_full, is_memory, is_passing, unknown
 from allcnn_jax.nets import model
 from allcnn_jax.training import parts, sharding, weights
 from allcnn_jax.training.step import TrainState
 
 _SUMS = "checksums.json"
+_DISK_BLOCK = 512  # bytes, the unit of `st_blocks`
+_ROOM = 1.25  # of what the newest checkpoint takes: another may be packed less well
 _WHOLE = "commit_success.txt"  # Orbax's mark in a bucket
 # Of networks that were trained here: inside of an installed package, beside it in a clone.
 _PACKAGE = pathlib.Path(__file__).parents[1]
@@ -97,8 +99,8 @@ class Checkpoints:
     steps = self.steps()
     if steps and not files.is_bucket(self._path):
       newest = pathlib.Path(self._path / str(steps[-1]))
-      used = sum(x.stat().st_blocks * 512 for x in newest.rglob("*"))
-      if shutil.disk_usage(self._path).free < 1.25 * used:
+      used = sum(x.stat().st_blocks * _DISK_BLOCK for x in newest.rglob("*"))
+      if shutil.disk_usage(self._path).free < _ROOM * used:
         raise OSError(errno.ENOSPC, "No space left")
 
   def _save(self, step: int, state: TrainState) -> None:
@@ -242,6 +244,10 @@ def _reading(place: epath.Path) -> Iterator[None]:
     with _quiet():
       yield
   except Exception as error:
+    if is_passing(error) or (
+      isinstance(error, jax.errors.JaxRuntimeError) and not is_memory(error)
+    ):
+      raise  # it is not the checkpoint that is at fault
     first = " ".join(str(error).split())[:160]
     raise UsageError(f"The checkpoint {place} cannot be read ({first} ...).") from None
 

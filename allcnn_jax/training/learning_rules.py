@@ -83,7 +83,8 @@ class Rule:
 
   Attributes:
     name: as in `RULES`.
-    way: (W, B_0) -> B, for errors that go from layer to layer; None: as autodiff sends them.
+    way: (W, B_0) -> B, for errors that go from layer to layer; None: autodiff's W, or nothing at all
+      goes from layer to layer where `direct` sends errors.
     draws: whether a layer has a B_0 of the shape of its W.
     direct: "" or which dense matrices there are besides: "output" (DFA) or "all" (DenseFA).
     noisy: whether each layer learns from a signal with noise of the signal's own variance.
@@ -112,8 +113,8 @@ class Rule:
   tracks_signs: bool = False
 
   @property
-  def sends_otherwise(self) -> bool:
-    """Whether errors go back in another way than by backpropagation."""
+  def replaces_autodiff(self) -> bool:
+    """Whether `feedback` puts in the way back: BP + noise has W for B, and needs it for the noise."""
     return self.way is not None or self.direct != ""
 
   def init(self, net: nn.Module, variables: PyTree, images: Any, seed: randomness.Seed) -> PyTree:
@@ -134,7 +135,7 @@ class Rule:
       UsageError: the rule is not defined for the network.
     """
     added: dict[str, dict[Path, Array]] = {}
-    if self.sends_otherwise:
+    if self.replaces_autodiff:
       feedback.layers(net, variables, images)  # refuses weights elsewhere
     if self.draws or self.direct:
       there = traverse_util.flatten_dict(variables.get("feedback", {}))
@@ -182,7 +183,7 @@ class Rule:
     Raises:
       UsageError: a layer that the rule is not defined for, or no feedback weights.
     """
-    if not self.sends_otherwise:
+    if not self.replaces_autodiff:
       return net.apply(variables, *args, **kwargs)
     b = traverse_util.flatten_dict(self._drawn(variables)) | self.feedback_weights(variables)
     variables = {**variables, "feedback": traverse_util.unflatten_dict(b)}

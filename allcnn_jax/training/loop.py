@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import DiskFull, UsageError, is_full, unwritable
+from allcnn_jax.errors import Busy, DiskFull, UsageError, is_full, unwritable
 from allcnn_jax.training import (
   checkpoints,
   evaluate,
@@ -43,18 +43,17 @@ class Outcome(NamedTuple):
     status: "ok", "dead" or "diverged" for a run that came to its end, "stopped" for one that was
       asked to stop and can go on.
     step: the last step done.
-    asked: whether this process was asked to stop, even if the end came first.
   """
 
   status: str
   step: int
-  asked: bool = False
 
 
 def train(
   config: ml_collections.ConfigDict,
   workdir: epath.PathLike,
   shared: epath.PathLike | None = None,
+  asked_to_stop: Callable[[], bool] | None = None,
 ) -> Outcome:
   """Trains from the start, or from the newest checkpoint in `workdir`, to the end.
 
@@ -63,6 +62,7 @@ def train(
     workdir: the run's folder; made if it is not there.
     shared: a folder where runs on the same images share what is fitted to them; by default one in
       the user's cache.
+    asked_to_stop: what `on_signal` gives, of a caller who hears signals itself.
 
   Raises:
     UsageError: before anything is written, if the config, the data or the folder will not do.
@@ -70,10 +70,9 @@ def train(
   """
   workdir = epath.Path(workdir)
   try:
-    with _on_signal() as asked_to_stop, lock_lib.Lock(workdir) as lock:
-      outcome = _Run(config, workdir, asked_to_stop, lock, shared).go()
-      # Several processes ask each other once a step, and no more.
-      return outcome._replace(asked=not sharding.joined() and asked_to_stop())
+    heard = contextlib.nullcontext(asked_to_stop) if asked_to_stop else on_signal()
+    with heard as asked, lock_lib.Lock(workdir) as lock:
+      return _Run(config, workdir, asked, lock, shared).go()
   except OSError as error:
     if not is_full(error):
       raise
@@ -93,7 +92,7 @@ class _Run:
   ):
     config_lib.check(config)
     sharding.check_batch_size(config.train.batch_size)
-    _check_workdir(config, workdir, lock)
+    new = _check_workdir(config, workdir, lock)
     self.config, self.asked_to_stop, self.workdir = config, asked_to_stop, workdir
 
     self.train_images = sources.open(config, "train")
@@ -120,7 +119,7 @@ class _Run:
       preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(workdir))
     sharding.wait_for_all("the folder has been looked at")
     if sharding.is_first():
-      _make_workdir(config, workdir, lock, trains=self.step < self.total)
+      _make_workdir(config, workdir, lock, new=new, trains=self.step < self.total)
       self.checkpoints.set_aside_after(self.step)
     preprocessor = self._preprocessor(shared)
     self.train_images.prepare(preprocessor)
@@ -154,6 +153,9 @@ class _Run:
       optimizer.schedule(self.config.optimizer, self.steps_per_epoch, self.config.train.epochs)
     )
     periods = parts.periods(self.config, self.examples)
+    plain, epochs = self.config.dataset.plain_epochs, self.config.train.epochs
+    if plain >= epochs and self.config.dataset.augment != "none":
+      report.note(f"No image is augmented: dataset.plain_epochs={plain} of train.epochs={epochs}.")
     measures = self.config.alignment.every_steps > 0
     if measures and step == 0:
       self._measure(report, step)
@@ -235,8 +237,9 @@ class _Run:
     evaluate.write(self.workdir, values)
     if values["status"] == "dead":
       report.note(
-        f"The network is dead: its loss stays at ln({self.num_classes}) = {math.log(self.num_classes):.4f}, the same answer "
-        "for every image. Another seed, a lower rate, or model.final_relu=False may start."
+        f"The network is dead: after {step / self.steps_per_epoch:.3g} epochs its loss is ln({self.num_classes}) = "
+        f"{math.log(self.num_classes):.4f}, as of one answer for all images. Good runs may sit there for six epochs; "
+        "otherwise another seed, a lower rate, or model.final_relu=False may start."
       )
     report.note(
       f"Done: {self.split} error {scores.error:.2f} % over {scores.examples} images. In {self.workdir}."
@@ -257,8 +260,12 @@ class _Run:
 
 def _check_workdir(
   config: ml_collections.ConfigDict, workdir: epath.Path, lock: lock_lib.Lock
-) -> None:
-  """Raises UsageError if the folder belongs to a run of another config, or one that runs now."""
+) -> bool:
+  """Whether the folder is no run's yet.
+
+  Raises:
+    UsageError: it belongs to a run of another config, or to one that runs now.
+  """
   if workdir.exists() and not workdir.is_dir():
     raise UsageError(f"--workdir={workdir} is a file.")
   if weights.published(workdir):
@@ -275,8 +282,10 @@ def _check_workdir(
         )
     if sharding.is_first():
       lock.take()
-  elif not all(map(_may_be_ours, files.inside(workdir))):
+    return False
+  if not all(map(_may_be_ours, files.inside(workdir))):
     raise UsageError(f"{workdir} is not empty and holds no run of ours: choose another --workdir.")
+  return True
 
 
 def _may_be_ours(path: epath.Path) -> bool:
@@ -310,12 +319,24 @@ def _given(
 
 
 def _make_workdir(
-  config: ml_collections.ConfigDict, workdir: epath.Path, lock: lock_lib.Lock, trains: bool
+  config: ml_collections.ConfigDict,
+  workdir: epath.Path,
+  lock: lock_lib.Lock,
+  *,
+  new: bool,
+  trains: bool,
 ) -> None:
-  """Makes the folder the run's; the machine is told if it trains there."""
+  """Makes the folder the run's; the machine is told if it trains there.
+
+  Raises:
+    Busy: it was `new` when it was looked at, and another run has begun there since.
+    UsageError: it cannot be written to.
+  """
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock.take()
+    if new and (workdir / "config.json").exists():
+      raise Busy(f"Another run has begun in {workdir} meanwhile: choose another --workdir.")
     files.write(workdir / "config.json", config_lib.to_json(config).encode())
     if trains:
       files.write(workdir / "machine.json", json.dumps(machine.machine(), indent=2).encode())
@@ -324,7 +345,7 @@ def _make_workdir(
 
 
 @contextlib.contextmanager
-def _on_signal() -> Iterator[Callable[[], bool]]:
+def on_signal() -> Iterator[Callable[[], bool]]:
   """Whether SIGTERM or SIGINT has come since; a second one ends the program at once.
 
   JAX listens for SIGTERM itself where there are several processes, which must agree on a step.

@@ -93,4 +93,4 @@ def _signals(recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Images)
     return traverse_util.flatten_dict(jax.grad(loss)(zeros))
 
   by_bp = back(backpropagation)
-  return (back(rule) if recipe.rule.sends_otherwise else by_bp), by_bp
+  return (back(rule) if recipe.rule.replaces_autodiff else by_bp), by_bp

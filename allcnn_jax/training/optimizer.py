@@ -7,6 +7,11 @@ import optax
 import optax.contrib
 from jaxtyping import Array, Float, PyTree
 
+from allcnn_jax.errors import unknown
+
+NAMES = ("sgd", "adam", "muon")
+SCHEDULES = ("drops", "triangle")
+VELOCITIES = ("caffe", "optax")
 _NEVER = 2**31 - 1  # no run has so many steps
 
 
@@ -35,7 +40,13 @@ def create(
     config: the section `optimizer` of a config.
     steps_per_epoch: turns epochs into steps.
     epochs: of the run.
+
+  Raises:
+    UsageError: an unknown optimizer, schedule or velocity.
   """
+  for what, known in (("name", NAMES), ("velocity", VELOCITIES)):
+    if config[what] not in known:
+      raise unknown(f"optimizer.{what}", config[what], known)
   rate = schedule(config, steps_per_epoch, epochs)
   decay = optax.add_decayed_weights(
     config.weight_decay, mask=None if config.decay_bias else _are_kernels
@@ -59,7 +70,12 @@ def schedule(
 
   "drops": constant, divided by `drop_factor` after each of `drops`.
   "triangle": up from 0 in a straight line over the share `warmup` of all steps, then down to 0.
+
+  Raises:
+    UsageError: an unknown schedule.
   """
+  if config.schedule not in SCHEDULES:
+    raise unknown("optimizer.schedule", config.schedule, SCHEDULES)
   if config.schedule == "triangle":
     total = epochs * steps_per_epoch
     top = round(config.warmup * total)

@@ -128,9 +128,12 @@ def steps(config: ml_collections.ConfigDict, examples: int) -> tuple[int, int]:
     raise UsageError(
       f"train.batch_size={batch} is more than the {examples} training images of {config.dataset.name}."
     )
-  total = config.train.steps or config.train.epochs * (examples // batch)
-  if total >= 2**31:
-    raise UsageError(f"{total} steps are more than a 32-bit integer counts: fewer epochs or steps.")
+  whole = config.train.epochs * (examples // batch)  # schedules count these, whatever `steps` says
+  total = config.train.steps or whole
+  if max(total, whole) >= 2**31:
+    raise UsageError(
+      f"{max(total, whole)} steps are more than a 32-bit integer counts: fewer epochs or steps."
+    )
   return examples // batch, total
 
 

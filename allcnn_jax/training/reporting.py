@@ -10,7 +10,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from etils import epath
-from tensorboardX import SummaryWriter
+from tensorboardX import summary
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
 from allcnn_jax import files
@@ -18,6 +21,7 @@ from allcnn_jax.errors import UsageError
 
 # What each line of `metrics.jsonl` has.
 LINE = {"step": int}
+_FLUSHED_EVERY = 10  # seconds: TensorBoard's file goes to the disk
 
 
 class Reporter:
@@ -44,10 +48,9 @@ class Reporter:
     # Step 0 itself is written by a run from the start.
     kept = _drop_after(self._metrics, start or -1)
     self._evaluated = {(x["step"], x["split"]) for x in kept if "eval_error" in x}
-    self._tensorboard = None
+    self._events = None
     if not files.is_bucket(workdir):  # tensorboardX would need another package there
-      place = str(epath.Path(workdir) / "tensorboard")
-      self._tensorboard = SummaryWriter(place, purge_step=start + 1)
+      self._events = _Events(epath.Path(workdir) / "tensorboard", start)
     self._total, self._steps_per_epoch, self._batch_size = total, steps_per_epoch, batch_size
     self._bar = bar(start, total, "step")
     self._mark = (start, time.monotonic())
@@ -106,16 +109,48 @@ class Reporter:
   def _write(self, step: int, values: dict[str, Any]) -> None:
     with self._metrics.open("a") as f:
       f.write(json.dumps({"step": step, **files.json_values(values)}) + "\n")
-    for name, value in values.items() if self._tensorboard else ():
-      if not isinstance(value, str):
-        self._tensorboard.add_scalar(name, value, step)
+    if self._events:
+      self._events.write(step, {k: v for k, v in values.items() if not isinstance(v, str)})
 
   def close(self) -> None:
     """Ends the bar and writes out what is left."""
     self._bar.close()
-    with contextlib.suppress(OSError):  # of a full disk, which `metrics.jsonl` speaks of
-      if self._tensorboard:
-        self._tensorboard.close()
+    if self._events:
+      self._events.close()
+
+
+class _Events:
+  """An event file for TensorBoard. Where it cannot be written it ends, and the run goes on.
+
+  tensorboardX's own `SummaryWriter` writes from a thread: if that dies, as of a full disk, the run
+  waits for it for good.
+  """
+
+  def __init__(self, folder: epath.Path, start: int):
+    """Begins a file; TensorBoard hides what others in the folder have beyond step `start`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    self._writer = EventsWriter(str(folder / "events"), f".{start}")
+    self._flushed, self._works = time.time(), True
+    self._add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    scalars = [x for name, v in values.items() for x in summary.scalar(name, v).value]
+    self._add(Event(step=step, summary=Summary(value=scalars)))
+
+  def _add(self, event: Event) -> None:
+    event.wall_time = time.time()
+    try:
+      if self._works:
+        self._writer.write_event(event)
+        if event.wall_time - self._flushed > _FLUSHED_EVERY:
+          self._writer.flush()
+          self._flushed = event.wall_time
+    except OSError:  # `metrics.jsonl` speaks of a full disk
+      self._works = False
+
+  def close(self) -> None:
+    with contextlib.suppress(OSError):
+      self._writer.close()
 
 
 def bar(start: int, total: int, unit: str) -> tqdm:

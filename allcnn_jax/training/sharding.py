@@ -168,12 +168,15 @@ def check_batch_size(batch_size: int, devices: int | None = None) -> None:
   """Raises UsageError where the devices, by default all there are, cannot share a batch evenly."""
   n = devices or len(all_devices())
   if batch_size % n:
-    raise UsageError(f"train.batch_size={batch_size} is not a multiple of the {n} devices.")
+    raise UsageError(
+      f"train.batch_size={batch_size} is not a multiple of the {n} devices, which share it evenly: "
+      f"{round_up(batch_size, n)} is the next that is."
+    )
 
 
-def round_up(batch_size: int) -> int:
-  """The least batch size from this one on that the devices can share evenly."""
-  n = jax.device_count()
+def round_up(batch_size: int, devices: int | None = None) -> int:
+  """The least batch size from this one on that the devices, by default all, can share evenly."""
+  n = devices or jax.device_count()
   return -(-batch_size // n) * n
 
 

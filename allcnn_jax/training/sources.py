@@ -32,14 +32,7 @@ class Batch(NamedTuple):
 
 @runtime_checkable
 class Source(Protocol):
-  """One split.
-
-  `sample` gives raw images to fit a preprocessor to, and `prepare` takes it; then come the rest.
-  `start` makes ready for training from a state on, so many steps a call at most: it compiles, and
-  what comes after is the steps' own time. `advance` trains, `first` gives the first images,
-  unaugmented, `evaluation` each image once, `damaged` the names of the records that this process
-  could not read since it was last asked. `check` is told how many images an evaluation had, in all
-  processes; of a stream it raises UsageError if too many are missing.
+  """One split; `prepare` comes before all but `sample`, and `start` before `advance`.
 
   Attributes:
     classes: their names.
@@ -49,23 +42,47 @@ class Source(Protocol):
   classes: tuple[str, ...]
   examples: int
 
-  def sample(self) -> UInt8[np.ndarray, "n h w c"]: ...
-  def prepare(self, preprocessor: preprocessing.Preprocessor) -> None: ...
+  def sample(self) -> UInt8[np.ndarray, "n h w c"]:
+    """Raw images to fit a preprocessor to: all, or of a stream some."""
+
+  def prepare(self, preprocessor: preprocessing.Preprocessor) -> None:
+    """Takes the preprocessor of all images from here on."""
+
   def start(
     self,
     recipe: step_lib.Recipe,
     state: step_lib.TrainState,
     totals: step_lib.Totals,
     steps_a_call: int = 1,
-  ) -> None: ...
+  ) -> None:
+    """Makes ready for training from a state on, at most so many steps a call.
+
+    It compiles: what comes after is the steps' own time.
+    """
+
   def advance(
     self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
-  ) -> tuple[step_lib.TrainState, step_lib.Totals, int]: ...
-  def first(self, n: int) -> step_lib.Images: ...
-  def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]: ...
-  def damaged(self) -> list[str]: ...
-  def check(self, evaluated: int) -> None: ...
-  def close(self) -> None: ...
+  ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
+    """Trains from `step` on: the state, the sums so far, and the step that was reached."""
+
+  def first(self, n: int) -> step_lib.Images:
+    """The first n images with their labels, preprocessed and unaugmented."""
+
+  def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
+    """Each image once; as so many augmented views, or where that is 0 as itself."""
+
+  def damaged(self) -> list[str]:
+    """The names of the records that this process could not read since it was last asked."""
+
+  def check(self, evaluated: int) -> None:
+    """Told how many images an evaluation had, in all processes.
+
+    Raises:
+      UsageError: of a stream, if too many are missing.
+    """
+
+  def close(self) -> None:
+    """Ends what reads ahead."""
 
 
 def open(config: ml_collections.ConfigDict, split: str, name: str | None = None) -> Source:

@@ -10,7 +10,7 @@ import json
 import re
 import traceback
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -20,11 +20,10 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import datasets
-from allcnn_jax.errors import Hindered, UsageError, unknown
+from allcnn_jax.errors import Hindered, UsageError, is_memory, is_passing, unknown
 from allcnn_jax.training import evaluate, loop, parts, reporting, sharding
 
 FILE = "sweep.json"
-_MEMORY = "RESOURCE_EXHAUSTED"  # which a run alone may be to blame for, no other runtime error
 # What a file of configs/ may say of its sweep, in values of which types.
 _DECLARED = {
   "units": list | tuple,
@@ -34,6 +33,7 @@ _DECLARED = {
   "seeds": int,
   "table": str,
 }
+_DEFAULTS = {"units": (), "names": (), "rates": (), "held_out": 0.2, "seeds": 3, "table": ""}
 
 
 class Run(NamedTuple):
@@ -83,9 +83,9 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
   """What a sweep file declares, with the keys set on the command line.
 
   Args:
-    declared: `units`, a list of configs; and if they are not as below: `names` (), the keys whose
-      values name a unit beside its network and data set, `rates` (), `held_out` 0.2, the share
-      of the training images that they are chosen on, `seeds` 3, `table` "".
+    declared: `units`, a list of configs; and where they are not as in `_DEFAULTS`: `names`, the keys
+      whose values name a unit beside its network and data set, `rates`, `held_out`, the share of
+      the training images that they are chosen on, `seeds`, `table`.
     overrides: values of config keys for every unit. `optimizer.learning_rate` is then the only
       rate and none is chosen; `dataset.validation` is how many images rates are chosen on.
     seeds: instead of those declared.
@@ -93,8 +93,8 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
   Raises:
     UsageError: a value that is not allowed, or a data set that is not at hand.
   """
-  _check(declared)
-  names = ("model.name", "dataset.name", *declared.get("names", ()))
+  declared = _complete(declared)
+  names = ("model.name", "dataset.name", *declared["names"])
   units = {}
   for unit in declared["units"]:
     config = config_lib.complete(unit)
@@ -103,51 +103,57 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
     flat = dict(config_lib.leaves(config))
     # Of the path of a set its last part.
     told = [str(flat[key]).rpartition("/")[2].removesuffix(".npz") for key in names]
-    name = "-".join(map(_plain, told))
+    name = "-".join(map(_file_name, told))
     # An override can make two units the same: then there is one.
     if units.setdefault(name, config).to_dict() != config.to_dict():
       raise UsageError(f"Two units of the sweep are called {name!r}: name what tells them apart.")
-  given = () if "optimizer.learning_rate" in overrides else declared.get("rates", ())
+  given = () if "optimizer.learning_rate" in overrides else declared["rates"]
   rates = tuple(map(float, given))
   held_out = {}
   for name, config in units.items() if rates else ():
     n = datasets.training_images(config.dataset.name, 0, config.dataset.data_dir)
-    share = round(declared.get("held_out", 0.2) * n)
+    share = round(declared["held_out"] * n)
     held_out[name] = overrides.get("dataset.validation", share)
     if not held_out[name]:
       raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
-  count = declared.get("seeds", 3) if seeds is None else seeds
-  made = Plan(units, rates, held_out, count, declared.get("table", ""))
+  count = declared["seeds"] if seeds is None else seeds
+  made = Plan(units, rates, held_out, count, declared["table"])
   for name, config in units.items():
     for run in made.trials(name) + made.finals(name, config.optimizer.learning_rate):
       config_lib.check(run.config)
   return made
 
 
-def _check(declared: Any) -> None:
-  """Raises UsageError if it is nothing that a sweep can be made of."""
+def _complete(declared: Any) -> dict[str, Any]:
+  """What a sweep file declares, with the defaults of what it leaves out.
+
+  Raises:
+    UsageError: it is nothing that a sweep can be made of.
+  """
   if not isinstance(declared, Mapping):
     raise UsageError(f"A sweep is a dict of {', '.join(_DECLARED)}.")
+  declared = _DEFAULTS | dict(declared)
   for key, value in declared.items():
     if key not in _DECLARED:
       raise unknown("part of a sweep", key, _DECLARED)
     if not isinstance(value, _DECLARED[key]):
       kind = getattr(_DECLARED[key], "__name__", str(_DECLARED[key]).replace(" | ", " or "))
       raise UsageError(f"{key} of a sweep must be {kind}, not {value!r}.")
-  if not declared.get("units"):
+  if not declared["units"]:
     raise UsageError("A sweep needs `units`, a list of configs.")
   for unit in declared["units"]:
     if not isinstance(unit, ml_collections.ConfigDict):
       raise UsageError(f"units of a sweep must be configs, not {unit!r}.")
-  for rate in declared.get("rates", ()):
+  for rate in declared["rates"]:
     if not isinstance(rate, int | float):
       raise UsageError(f"rates of a sweep must be numbers, not {rate!r}.")
-  for key in declared.get("names", ()):
+  for key in declared["names"]:
     if key not in config_lib.KEYS:
       raise unknown("config key in names", key, config_lib.KEYS)
+  return declared
 
 
-def _plain(value: Any) -> str:
+def _file_name(value: Any) -> str:
   """A config's value as part of a file's name."""
   return re.sub(r"[^\w.]+", "_", str(value)).strip("_")
 
@@ -186,11 +192,12 @@ class _Sweep:
   def go(self) -> tuple[str, int]:
     reporting.note(self._forecast())
     runs = len(self.units) * (len(self.plan.rates) + self.plan.seeds)
-    with reporting.bar(0, runs, "run") as bar:
+    with reporting.bar(0, runs, "run") as bar, loop.on_signal() as asked_to_stop:
       for unit in self.units:
         for run in self._runs(unit):
           bar.set_description_str(run.name, refresh=True)
-          if not self._do(run, unit):
+          self._do(run, unit, asked_to_stop)
+          if asked_to_stop():
             return "stopped", self._broken()
           bar.update()
         jax.clear_caches()  # what was compiled for one unit serves no other
@@ -233,28 +240,28 @@ class _Sweep:
   def _mark(self, run: Run) -> epath.Path:
     return self.workdir / f"{run.name}.broken"
 
-  def _do(self, run: Run, unit: str) -> bool:
-    """Brings a run to its end, unless it has one or is broken. False: asked to stop."""
+  def _do(self, run: Run, unit: str, asked_to_stop: Callable[[], bool]) -> None:
+    """Brings a run to its end, unless it has one or is broken, or until asked to stop."""
     if self._mark(run).exists() or self._result(run, unit) is not None:
-      return True
+      return
     reporting.note(f"-- {run.name}")
     try:
-      outcome = loop.train(run.config, self.workdir / run.name, self.workdir / _shared(run.config))
+      shared = self.workdir / _shared(run.config)
+      loop.train(run.config, self.workdir / run.name, shared, asked_to_stop)
     except Hindered:
       raise  # it is not the run that is broken
     except Exception as error:
-      if isinstance(error, jax.errors.JaxRuntimeError) and _MEMORY not in str(error):
-        said = str(error).partition("\n")[0]
+      device = isinstance(error, jax.errors.JaxRuntimeError) and not is_memory(error)
+      if device or is_passing(error):
+        what, said = "device" if device else "store", str(error).partition("\n")[0]
         raise Hindered(
-          f"{run.name}: the device failed ({said}). The same command goes on."
+          f"{run.name}: the {what} failed ({said}). The same command goes on."
         ) from error
       if not isinstance(error, UsageError):
         traceback.print_exc()
       line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
       files.write(self._mark(run), f"{line}\n".encode())
       reporting.note(f"Broken: {line}\nIt is passed until {self._mark(run)} is removed.")
-      return True
-    return not outcome.asked
 
   def _broken(self) -> int:
     marks = [path.name for path in self.workdir.glob("*.broken")]
@@ -262,27 +269,33 @@ class _Sweep:
 
   def _forecast(self) -> str:
     """What the sweep costs, what of it is done, and how long the rest will take."""
-    whole = work = epochs = done = worked = left = seconds = 0.0
-    for unit in self.units:
-      cost, rate = self.costs[unit], self._chosen(unit)
-      # A rate that is still to be chosen changes no cost.
-      for run in self.plan.trials(unit) + self.plan.finals(unit, 0.0 if rate is None else rate):
-        whole, work, epochs = whole + 1, work + cost.flop(run), epochs + cost.epochs(run)
-        result = self._result(run, unit)
-        if result is None:
-          left += 0.0 if self._mark(run).exists() else cost.flop(run)
-        else:
-          done, worked = done + 1, worked + cost.flop(run) * result["step"] / cost.steps(run)
-          lines = reporting.read(self.workdir / run.name)
-          seconds += reporting.seconds(lines, run.config.train.batch_size)
+    runs = list(self._planned())
+    ended = [x for x in runs if x[2] is not None]
+    epochs = sum(cost.epochs(run) for run, cost, _ in runs)
+    work = sum(cost.flop(run) for run, cost, _ in runs)
+    done = sum(
+      (cost.flop(run) * found["step"] / cost.steps(run) for run, cost, found in ended), start=0.0
+    )
     text = (
-      f"Units: {len(self.units)}. Runs: {whole:g}, {epochs:,.4g} epochs, {_peta(work)} PFLOP. "
-      f"Done: {done:g}, {_peta(worked)} PFLOP. Broken: {self._broken()}."
+      f"Units: {len(self.units)}. Runs: {len(runs)}, {epochs:,.4g} epochs, {_peta(work)} PFLOP. "
+      f"Done: {len(ended)}, {_peta(done)} PFLOP. Broken: {self._broken()}."
+    )
+    seconds = sum(
+      reporting.seconds(reporting.read(self.workdir / run.name), run.config.train.batch_size)
+      for run, _, _ in ended
     )
     if seconds:
-      wait = int(left / worked * seconds)
+      waiting = [x for x in runs if x[2] is None and not self._mark(x[0]).exists()]
+      wait = int(sum(cost.flop(run) for run, cost, _ in waiting) / done * seconds)
       text += f" About {wait // 3600}:{wait // 60 % 60:02}:{wait % 60:02} left, at their speed."
     return text
+
+  def _planned(self) -> Iterator[tuple[Run, "_Cost", dict[str, Any] | None]]:
+    """(a run, what it costs, what it came to), of all; a rate still to be chosen changes no cost."""
+    for unit in self.units:
+      rate = self._chosen(unit)
+      for run in self.plan.trials(unit) + self.plan.finals(unit, 0.0 if rate is None else rate):
+        yield run, self.costs[unit], self._result(run, unit)
 
 
 def _peta(flop: float) -> str:
@@ -302,7 +315,7 @@ class _Cost:
       for n in {plan.held_out.get(unit, 0), config.dataset.validation, 0}
     }
     for n in self._examples.values():
-      parts.steps(config, n)
+      parts.steps(config, n)  # a batch of more is refused
 
   def _of(self, run: Run) -> tuple[int, int]:
     return parts.steps(run.config, self._examples[run.config.dataset.validation])
@@ -323,12 +336,9 @@ def _shared(config: ml_collections.ConfigDict) -> str:
   """Where what is fitted to a run's images is kept once for all runs on the same images."""
   c = config.dataset
   size = "x".join(map(str, parts.stored(config)))
-  known = zlib.crc32(
-    f"{c.name} {c.data_dir}".encode()
-  )  # a plain name alone may be that of two sets
-  return (
-    f"preprocessing/{_plain(c.name)}_{known:08x}-{size}-held_out{c.validation}-{c.preprocessing}"
-  )
+  # A file's name alone may be that of two sets.
+  name = f"{_file_name(c.name)}_{zlib.crc32(f'{c.name} {c.data_dir}'.encode()):08x}"
+  return f"preprocessing/{name}-{size}-held_out{c.validation}-{c.preprocessing}"
 
 
 def _claim(plan: Plan, workdir: epath.Path) -> None:
@@ -351,10 +361,10 @@ def _claim(plan: Plan, workdir: epath.Path) -> None:
   others = [p for p in files.inside(workdir) if not p.name.endswith(".writing")]
   if (workdir / FILE).exists():
     theirs = read(workdir)
-    for key, ours in _told(values).items():
-      if key not in _told(theirs) or _told(theirs)[key] != ours:
+    for key, ours in _fixed(values).items():
+      if key not in _fixed(theirs) or _fixed(theirs)[key] != ours:
         raise UsageError(
-          f"{workdir} belongs to a sweep with {key}={_told(theirs).get(key)!r}, not {ours!r}: choose another --workdir."
+          f"{workdir} belongs to a sweep with {key}={_fixed(theirs).get(key)!r}, not {ours!r}: choose another --workdir."
         )
   elif others:
     raise UsageError(f"{workdir} is not empty and holds no sweep: choose another --workdir.")
@@ -372,7 +382,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
   return files.read_json(path, {"table": str, "rates": list, "units": dict})
 
 
-def _told(values: dict[str, Any]) -> dict[str, Any]:
+def _fixed(values: dict[str, Any]) -> dict[str, Any]:
   """What must stay the same in a sweep's file."""
   flat = {k: values.get(k) for k in ("rates", "held_out")} | {"units": list(values["units"])}
   for name, unit in values["units"].items():
