@@ -41,7 +41,7 @@ def errors(config):
   images, shape = config.train.batch_size, parts.image(config)
   recipe = parts.recipe(config, CLASSES, images)
   variables = step_lib.init(recipe, shape[2]).variables
-  batch = step_lib.Images(
+  batch = step_lib.Examples(
     jax.random.normal(randomness.key(config.seed, "images"), (images, *shape)),
     jnp.arange(images, dtype=jnp.int32) % CLASSES,
   )

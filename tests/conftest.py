@@ -34,7 +34,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import subject
 from allcnn_jax.data import preprocessing
 from allcnn_jax.nets import architectures, model
-from allcnn_jax.training import evaluate
+from allcnn_jax.training import restore
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -180,7 +180,7 @@ def _subject(config, *table):
     np.array([100, 110, 120], np.float32), np.array([50, 60, 70], np.float32)
   )
   classes = tuple(f"class {i}" for i in range(10))
-  trained = evaluate.Trained(config, net, variables, standardize, (32, 32, 3), classes, 96, 0)
+  trained = restore.Trained(config, net, variables, standardize, (32, 32, 3), classes, 96, 0)
   return subject.Subject(trained, (32, 32, 3))
 
 

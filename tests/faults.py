@@ -25,7 +25,7 @@ import numpy as np
 
 import launch
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate
+from allcnn_jax.training import restore
 from tests import processes, runs
 
 STEPS = 40
@@ -151,7 +151,7 @@ def full_disk(folder, megabytes=2):
     )
     kept = sorted(int(x) for x in saved(disk / "run") if x.isdecimal())
     for step in kept:
-      evaluate.restore(disk / "run", step)
+      restore.trained(disk / "run", step)
     return {
       "megabytes": megabytes,
       "status": statuses[0],

@@ -5,7 +5,7 @@ import json
 import jax
 import numpy as np
 
-from allcnn_jax.training import evaluate
+from allcnn_jax.training import restore
 
 
 def saved(workdir):
@@ -16,7 +16,7 @@ def saved(workdir):
 
 def weights(workdir, step=None):
   """The variables of a run's newest checkpoint, or of another one."""
-  return jax.tree.map(np.asarray, evaluate.restore(workdir, step).variables)
+  return jax.tree.map(np.asarray, restore.trained(workdir, step).variables)
 
 
 def same(a, b):

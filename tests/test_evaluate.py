@@ -123,18 +123,6 @@ def test_what_is_no_number_is_null(tmp_path):
   assert json.loads((tmp_path / "evaluation.json").read_text()) == {"loss": None, "error": 3.0}
 
 
-def test_a_folder_that_is_no_runs_is_refused(tmp_path):
-  with pytest.raises(UsageError, match=r"no config\.json"):
-    evaluate.restore(tmp_path)
-
-
-@pytest.mark.parametrize("content", [b"[]", b"3", b"[[1]]", b"\xff", b"{"])
-def test_a_damaged_config_is_one_line(tmp_path, content):
-  (tmp_path / "config.json").write_bytes(content)
-  with pytest.raises(UsageError, match=r"config\.json: "):
-    evaluate.restore(tmp_path)
-
-
 def test_a_network_outlives_the_optimizer_that_trained_it(tiny, tmp_path):
   tiny.train.steps, run = 1, tmp_path / "run"
   loop.train(tiny, run)

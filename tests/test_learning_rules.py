@@ -13,7 +13,7 @@ from flax import traverse_util
 from allcnn_jax.data import augmentation
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
-from allcnn_jax.training import evaluate, learning_rules, loop, sharding
+from allcnn_jax.training import learning_rules, loop, restore, sharding
 from allcnn_jax.training import step as step_lib
 from tests.runs import same
 
@@ -94,7 +94,7 @@ def variables(net, x):
 
 
 def slopes(rule, net, variables, x):
-  batch = step_lib.Images(x, jnp.arange(len(x), dtype=jnp.int32))
+  batch = step_lib.Examples(x, jnp.arange(len(x), dtype=jnp.int32))
   rngs = {"dropout": jax.random.key(3), "noise": jax.random.key(4)}
   run = jax.jit(lambda v: step_lib.gradients(net, v, batch, rngs, rule)[1])
   return run(variables)
@@ -254,7 +254,7 @@ def test_stopped_and_gone_on_with_is_bit_identical(tiny, tmp_path, name):
     for steps in stops:
       tiny.train.steps = steps
       loop.train(tiny, tmp_path / folder)
-    states.append(evaluate.restore(tmp_path / folder).variables)
+    states.append(restore.trained(tmp_path / folder).variables)
   same(*states)
   logs = [(tmp_path / f / "metrics.jsonl").read_text().splitlines() for f in ("whole", "parts")]
   whole, parts = ([x for x in log if "error_angle/conv1" in x] for log in logs)
@@ -277,14 +277,14 @@ def test_a_run_begins_with_the_weights_of_another_under_any_rule(tiny, tmp_path)
   tiny.rule.name = "fa"
   tiny.train.steps = 2
   loop.train(tiny, tmp_path / "fa")
-  fa = evaluate.restore(tmp_path / "fa").variables
+  fa = restore.trained(tmp_path / "fa").variables
   tiny.rule.start_from = str(tmp_path / "fa")
   tiny.seed = 1
   tiny.optimizer.learning_rate = 0.0
   tiny.rule.name = "fa_usf_init"
   loop.train(tiny, tmp_path / "next")
   # Feedback weights go along, though the seed is another one.
-  same(evaluate.restore(tmp_path / "next").variables, fa)
+  same(restore.trained(tmp_path / "next").variables, fa)
   tiny.dataset.preprocessing = "none"
   with pytest.raises(UsageError, match="preprocessed by 'standardize', here they are by 'none'"):
     loop.train(tiny, tmp_path / "otherwise")
@@ -305,7 +305,7 @@ def test_a_checkpoint_without_feedback_weights_is_one_clear_line(tiny, tmp_path)
   config = workdir / "config.json"
   config.write_text(config.read_text().replace('"name": "bp"', '"name": "fa"'))
   with pytest.raises(UsageError, match=r"no feedback weights.*rule\.start_from") as caught:
-    evaluate.restore(workdir)
+    restore.trained(workdir)
   assert "\n" not in str(caught.value)
 
 

@@ -25,7 +25,7 @@ LAYERS = ("conv1", "conv2", "dense1", "dense2")
 @pytest.fixture(scope="module")
 def batch():
   images = jax.random.normal(jax.random.key(1), (16, 8, 8, 3))
-  return step_lib.Images(images, jnp.arange(16, dtype=jnp.int32) % 5)
+  return step_lib.Examples(images, jnp.arange(16, dtype=jnp.int32) % 5)
 
 
 @pytest.fixture(scope="module")

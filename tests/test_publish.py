@@ -6,7 +6,7 @@ import pytest
 
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import checkpoints, evaluate, loop, publish
+from allcnn_jax.training import checkpoints, evaluate, loop, publish, restore
 from tests.processes import ROOT
 from tests.runs import contents, evaluation
 
@@ -38,7 +38,7 @@ def test_a_published_network_s_record_stays_whatever_it_is_evaluated_on(publishe
 def test_another_run_begins_with_a_published_network(published, tiny):
   tiny.rule.start_from, tiny.optimizer.learning_rate = str(published), 0.0
   loop.train(tiny, published.parent / "next")
-  after, before = (evaluate.restore(published.parent / x).variables for x in ("next", "published"))
+  after, before = (restore.trained(published.parent / x).variables for x in ("next", "published"))
   jax.tree.map(np.testing.assert_array_equal, after, before)
 
 
@@ -80,7 +80,7 @@ def test_ours_is_small_and_gives_the_same_answers_by_either_door(name):
   assert sum(x.stat().st_size for x in held) < 6_000_000
   net, variables, preprocessing = checkpoints.load_pretrained(name)
   images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
-  trained = evaluate.restore(folder)
+  trained = restore.trained(folder)
   same = trained.net.apply(trained.variables, trained.preprocessor.apply(images))
   np.testing.assert_array_equal(net.apply(variables, preprocessing.apply(images)), same)
   assert same.shape == (2, len(trained.classes))

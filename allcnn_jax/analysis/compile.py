@@ -209,7 +209,7 @@ def _lowered(
   order = placed(zeros((examples,)))
 
   n = config.train.batch_size
-  batch = step_lib.Images(zeros((n, *image), kind), zeros((n,)))
+  batch = step_lib.Examples(zeros((n, *image), kind), zeros((n,)))
   batch = placed(batch, sharding.batch_sharding(mesh))
   if sizes.varies:
     found = {"step": (1, lambda: step_lib.train_batch.lower(recipe, state, totals, batch))}

@@ -108,7 +108,7 @@ def figure2(request: Request) -> Sheet:
   return Sheet(name, "What the filters of the first layers stand for", caption, blocks, 1, arrays)
 
 
-def has_switches(layer) -> bool:
+def has_switches(layer: architectures.Layer) -> bool:
   """Whether it pools by a maximum or a norm, whose way back depends on the image."""
   if not isinstance(layer, architectures.Pool):
     return False

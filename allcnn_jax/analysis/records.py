@@ -10,7 +10,7 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, reporting, sweep
+from allcnn_jax.training import evaluate, layout, reporting, sweep
 
 # What a report writes into a folder of records, and a sweep into its own.
 REPORT = "report.json"
@@ -144,10 +144,10 @@ def read(folder: epath.PathLike) -> list[Record]:
     UsageError: there are none.
   """
   folder = epath.Path(folder)
-  if (folder / "config.json").exists():
+  if layout.holds_run(folder):
     return [_of_workdir(folder)]
   inside = sorted(folder.iterdir()) if folder.is_dir() else []
-  runs = [_of_workdir(x) for x in inside if (x / "config.json").exists()]
+  runs = [_of_workdir(x) for x in inside if layout.holds_run(x)]
   runs += [_of_file(x) for x in inside if x.suffix == ".json" and x.name not in NO_RECORDS]
   if not runs:
     raise UsageError(f"{folder} is no run's folder, and holds neither runs nor their records.")
@@ -155,9 +155,9 @@ def read(folder: epath.PathLike) -> list[Record]:
 
 
 def _of_workdir(workdir: epath.Path) -> Record:
-  kept = workdir / "machine.json"
+  kept = workdir / layout.MACHINE
   return Record(
-    evaluate.read_config(workdir),
+    layout.read_config(workdir),
     # Rounded as its file has them, so that both make the same table.
     [{k: _short(v) for k, v in line.items()} for line in reporting.read(workdir)],
     evaluate.read(workdir),

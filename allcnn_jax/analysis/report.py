@@ -15,7 +15,7 @@ from allcnn_jax.analysis import chart, figures, page, records, tables
 from allcnn_jax.analysis.chart import Chart
 from allcnn_jax.analysis.tables import Line, Made
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import sweep
+from allcnn_jax.training import layout, sweep
 
 TABLE = "TABLE.md"
 _CURVES = 6  # of one panel: more cannot be told apart
@@ -78,7 +78,7 @@ def _keep(
   source: epath.Path, runs: Sequence[records.Record], place: epath.Path
 ) -> list[epath.Path]:
   """Writes the record of each run, and the sweep's file, so that the runs can be thrown away."""
-  one = (source / "config.json").exists()
+  one = layout.holds_run(source)
   folders = [source if one else source / run.name for run in runs]
   if not all(folder.is_dir() for folder in folders):
     raise UsageError(f"--output={place}: {source} holds records already; copy them there.")

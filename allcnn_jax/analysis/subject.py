@@ -9,14 +9,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from etils import epath
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, PyTree, UInt8
 from PIL import Image, ImageOps
 
 from allcnn_jax.analysis import saliency
 from allcnn_jax.data import augmentation, datasets, preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures, model
-from allcnn_jax.training import evaluate, parts
+from allcnn_jax.training import parts, restore
 
 _LARGEST = 512  # pixels of a photo's longer side: a convolution's memory grows with their square
 
@@ -25,15 +25,15 @@ _LARGEST = 512  # pixels of a photo's longer side: a convolution's memory grows 
 class Subject:
   """A trained network with its preprocessing; `stored` is the size of its data set's images."""
 
-  trained: evaluate.Trained
+  trained: restore.Trained
   stored: tuple[int, int, int]
 
   @property
-  def net(self):
+  def net(self) -> model.ConvNet:
     return self.trained.net
 
   @property
-  def variables(self):
+  def variables(self) -> PyTree:
     return self.trained.variables
 
   def inputs(self, images: UInt8[np.ndarray, "n h w c"]) -> Float[np.ndarray, "n h2 w2 c"]:
@@ -159,18 +159,18 @@ def load(workdir: epath.PathLike, step: int | None = None) -> Subject:
   Raises:
     UsageError: something is missing or damaged.
   """
-  trained = evaluate.restore(workdir, step)
+  trained = restore.trained(workdir, step)
   return Subject(trained, augmentation.stored_size(trained.config.dataset.augment, trained.image))
 
 
-def default_layer(net) -> str:
+def default_layer(net: model.ConvNet) -> str:
   """The last convolution that looks further than one pixel; 3x3 in the paper's tables."""
   convolutions = [(n, x) for n, x in architectures.named(net.table) if _is_conv(x)]
   wide = [name for name, x in convolutions if x.kernel == 3]
   return (wide or [name for name, x in convolutions if x.kernel > 1])[-1]
 
 
-def last_convolution(net) -> str:
+def last_convolution(net: model.ConvNet) -> str:
   """The name of the convolution nearest to the output."""
   return [name for name, x in architectures.named(net.table) if _is_conv(x)][-1]
 
@@ -179,7 +179,7 @@ def _center(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
   return np.asarray(augmentation.center(jnp.asarray(images, jnp.float32), size))
 
 
-def _is_conv(layer) -> bool:
+def _is_conv(layer: architectures.Layer) -> bool:
   return isinstance(layer, architectures.Conv)
 
 

@@ -11,9 +11,10 @@ from jaxtyping import Float, UInt8
 from allcnn_jax.analysis import gallery, randomization, saliency, sheet
 from allcnn_jax.analysis.randomization import Stage
 from allcnn_jax.analysis.sheet import Block, Row, Sheet
-from allcnn_jax.analysis.subject import Request, last_convolution
+from allcnn_jax.analysis.subject import Request, Subject, last_convolution
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
+from allcnn_jax.nets.model import ConvNet
 
 _IMAGES = 5  # of a data set
 _ABREAST = 5  # stages of the cascade side by side, below a photo
@@ -29,7 +30,7 @@ def figure5(request: Request) -> Sheet:
   return _switched(request, "figure5", lambda net: saliency.LOGITS)
 
 
-def _switched(request: Request, name: str, default: Callable) -> Sheet:
+def _switched(request: Request, name: str, default: Callable[[ConvNet], str]) -> Sheet:
   subject = request.load()
   net = subject.net
   switched = net.clone(table=architectures.pooled(net.table))
@@ -57,7 +58,9 @@ def figure6(request: Request) -> Sheet:
   return _three_ways(subject, request, "figure6", layer, {f"{name}, max-pooling": subject.net})
 
 
-def _three_ways(subject, request: Request, name: str, layer: str, nets: dict) -> Sheet:
+def _three_ways(
+  subject: Subject, request: Request, name: str, layer: str, nets: dict[str, ConvNet]
+) -> Sheet:
   """A block for each net; its columns are images and its rows the three ways and the cascade."""
   raw = _images(subject, request)
   inputs, seen = subject.inputs(raw), subject.seen(raw)
@@ -122,7 +125,9 @@ def photos(request: Request) -> Sheet:
   return Sheet("input", title, caption, blocks, min(len(blocks), 2), arrays)
 
 
-def _channel(subject, request: Request, layer: str, inputs) -> int | None:
+def _channel(
+  subject: Subject, request: Request, layer: str, inputs: Float[np.ndarray, "n h w c"]
+) -> int | None:
   """The channel asked for; None: in each image the one with the largest activation.
 
   Raises:
@@ -136,7 +141,11 @@ def _channel(subject, request: Request, layer: str, inputs) -> int | None:
 
 
 def _sent_back(
-  subject, net, inputs, layer: str, channel: int | None
+  subject: Subject,
+  net: ConvNet,
+  inputs: Float[np.ndarray, "n h w c"],
+  layer: str,
+  channel: int | None,
 ) -> tuple[saliency.Units, dict[str, np.ndarray], dict[str, Stage]]:
   """(the units with the largest activations, what each rule sends back from them, the cascade)."""
   units = saliency.strongest(net, subject.variables, inputs, layer=layer, channel=channel)
@@ -158,7 +167,7 @@ def _own_scales(shown: Sequence[tuple[str, Float[np.ndarray, "1 h w c"], str]]) 
   return Row("", pictures, below)
 
 
-def _images(subject, request: Request) -> UInt8[np.ndarray, "n h w c"]:
+def _images(subject: Subject, request: Request) -> UInt8[np.ndarray, "n h w c"]:
   """The user's pictures, or the first ones of the data set: none is picked out by hand."""
   if not request.inputs:
     first = next(subject.data(request.split).batches(_IMAGES), None)
@@ -171,7 +180,7 @@ def _images(subject, request: Request) -> UInt8[np.ndarray, "n h w c"]:
   return np.concatenate(raw)
 
 
-def _unit_names(subject, layer: str, units: saliency.Units) -> list[str]:
+def _unit_names(subject: Subject, layer: str, units: saliency.Units) -> list[str]:
   if layer == saliency.LOGITS:
     return [f"score of\n{subject.trained.classes[c]}" for c in np.asarray(units.channel)]
   places = zip(np.asarray(units.channel), np.asarray(units.position))

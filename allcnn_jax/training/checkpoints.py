@@ -23,12 +23,11 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import DiskFull, UsageError, is_full, is_memory, is_passing, unknown
 from allcnn_jax.nets import model
-from allcnn_jax.training import parts, sharding, weights
+from allcnn_jax.training import layout, parts, sharding, weights
 from allcnn_jax.training.step import TrainState
 
 _SUMS = "checksums.json"
@@ -202,8 +201,8 @@ def load_pretrained(name: str) -> Pretrained:
   if name not in names:
     raise unknown("pretrained network", name, names)
   place = home / name
-  config = config_lib.from_json((place / "config.json").read_text())
-  fitted = preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(place))
+  config = layout.read_config(place)
+  fitted = preprocessing.load(config.dataset.preprocessing, layout.preprocessing_of(place))
   variables, _ = weights.load(place / weights.NAME)
   net = parts.network(config, len(fitted.classes))
   return Pretrained(net, variables, fitted.preprocessor)

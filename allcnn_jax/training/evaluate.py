@@ -5,19 +5,16 @@ import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from allcnn_jax import config as config_lib
 from allcnn_jax import files
-from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
-from allcnn_jax.training import checkpoints, parts, reporting, sharding, sources, weights
+from allcnn_jax.training import layout, parts, reporting, restore, sharding, sources, weights
 from allcnn_jax.training import step as step_lib
 
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
@@ -86,7 +83,7 @@ def status(loss: float, error: float, num_classes: int) -> str:
 
 
 def _path(workdir: epath.PathLike) -> epath.Path:
-  return epath.Path(workdir) / "evaluation.json"
+  return epath.Path(workdir) / layout.EVALUATION
 
 
 def write(workdir: epath.PathLike, values: dict[str, Any]) -> None:
@@ -120,66 +117,6 @@ def of_training(
   return found if ended and own.items() <= found.items() and not found.get("views") else None
 
 
-def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
-  """The config of the run in a folder.
-
-  Raises:
-    UsageError: the folder holds no run.
-  """
-  path = epath.Path(workdir) / "config.json"
-  if not path.exists():
-    raise UsageError(f"{workdir} is no run's folder: it has no config.json.")
-  try:
-    return config_lib.from_json(path.read_text())
-  except (UsageError, UnicodeDecodeError) as error:
-    raise UsageError(f"{path}: {error}") from None
-
-
-class Trained(NamedTuple):
-  """A run as its folder holds it.
-
-  Attributes:
-    config: the run's.
-    net: the network.
-    variables: {"params": ...} at `step`.
-    preprocessor: what is done to raw images first.
-    image: height, width and channels of the network's input.
-    classes: their names.
-    examples: how many images it was trained on.
-    step: of the checkpoint.
-  """
-
-  config: ml_collections.ConfigDict
-  net: model.ConvNet
-  variables: PyTree
-  preprocessor: preprocessing.Preprocessor
-  image: tuple[int, int, int]
-  classes: tuple[str, ...]
-  examples: int
-  step: int
-
-
-def restore(workdir: epath.PathLike, step: int | None = None) -> Trained:
-  """A trained network from its folder alone, without its data set.
-
-  Args:
-    workdir: the run's folder.
-    step: of the checkpoint; the newest by default.
-
-  Raises:
-    UsageError: something is missing or damaged.
-  """
-  config = read_config(workdir)
-  fitted = preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(workdir))
-  num_classes, image = len(fitted.classes), parts.image(config)
-  recipe = parts.recipe(config, num_classes, fitted.examples)
-  like = jax.eval_shape(lambda: step_lib.init(recipe, image[2])).replace(opt_state=None)
-  state = checkpoints.Checkpoints(workdir).restore(like, step)
-  net = parts.network(config, num_classes)
-  known = (fitted.preprocessor, image, fitted.classes, fitted.examples)
-  return Trained(config, net, state.variables, *known, int(state.step))
-
-
 def from_workdir(
   workdir: epath.PathLike,
   *,
@@ -203,7 +140,7 @@ def from_workdir(
   Raises:
     UsageError: something is missing, damaged, or does not fit the network.
   """
-  trained = restore(workdir, step)
+  trained = restore.trained(workdir, step)
   keeps = not weights.published(workdir)
   if keeps:
     files.check_file(_path(workdir), str(_path(workdir)))

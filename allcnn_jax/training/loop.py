@@ -23,11 +23,13 @@ from allcnn_jax.errors import Busy, DiskFull, UsageError, is_full, unwritable
 from allcnn_jax.training import (
   checkpoints,
   evaluate,
+  layout,
   machine,
   measurements,
   optimizer,
   parts,
   reporting,
+  restore,
   sharding,
   sources,
   weights,
@@ -115,8 +117,8 @@ class _Run:
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
     reporting.read(workdir)  # damaged files are found while nothing has been changed
-    if preprocessing.saved(parts.preprocessing_of(workdir)):
-      preprocessing.load(config.dataset.preprocessing, parts.preprocessing_of(workdir))
+    if preprocessing.saved(layout.preprocessing_of(workdir)):
+      preprocessing.load(config.dataset.preprocessing, layout.preprocessing_of(workdir))
     sharding.wait_for_all("the folder has been looked at")
     if sharding.is_first():
       _make_workdir(config, workdir, lock, new=new, trains=self.step < self.total)
@@ -130,7 +132,7 @@ class _Run:
     return int(self.state.step)
 
   def _preprocessor(self, shared: epath.PathLike | None) -> preprocessing.Preprocessor:
-    place, kind = parts.preprocessing_of(self.workdir), self.config.dataset.preprocessing
+    place, kind = layout.preprocessing_of(self.workdir), self.config.dataset.preprocessing
     if sharding.is_first() and not preprocessing.saved(place):
       images, classes = self.train_images.sample(), self.train_images.classes
       preprocessing.fit_into(place, kind, images, classes, self.examples, shared)
@@ -223,7 +225,7 @@ class _Run:
     return scores
 
   @functools.cached_property
-  def _first(self) -> step_lib.Images:
+  def _first(self) -> step_lib.Examples:
     return self.train_images.first(self.config.train.batch_size)
 
   def _measure(self, report: reporting.Reporter, step: int) -> None:
@@ -233,9 +235,8 @@ class _Run:
     report.alignment(step, {name: float(x) for name, x in found.items() if math.isfinite(x)})
 
   def _finish(self, report: reporting.Reporter, step: int, scores: evaluate.Scores) -> Outcome:
-    values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)
-    evaluate.write(self.workdir, values)
-    if values["status"] == "dead":
+    status = self._write(step, scores)
+    if status == "dead":
       report.note(
         f"The network is dead: after {step / self.steps_per_epoch:.3g} epochs its loss is ln({self.num_classes}) = "
         f"{math.log(self.num_classes):.4f}, as of one answer for all images. Good runs may sit there for six epochs; "
@@ -244,7 +245,7 @@ class _Run:
     report.note(
       f"Done: {self.split} error {scores.error:.2f} % over {scores.examples} images. In {self.workdir}."
     )
-    return Outcome(values["status"], step)
+    return Outcome(status, step)
 
   def _diverged(self, report: reporting.Reporter, step: int) -> Outcome:
     kept = self.checkpoints.steps()
@@ -252,10 +253,13 @@ class _Run:
       f"The loss is not finite at step {step}: the run has diverged. "
       + (f"The checkpoint of step {kept[-1]} is kept." if kept else "There is no checkpoint yet.")
     )
-    scores = evaluate.Scores(math.nan, math.nan, math.nan, 0)
+    return Outcome(self._write(step, evaluate.Scores(math.nan, math.nan, math.nan, 0)), step)
+
+  def _write(self, step: int, scores: evaluate.Scores) -> str:
+    """Writes what the run came to; returns its status."""
     values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)
     evaluate.write(self.workdir, values)
-    return Outcome("diverged", step)
+    return values["status"]
 
 
 def _check_workdir(
@@ -273,8 +277,8 @@ def _check_workdir(
       f"{workdir} holds a network without its optimizer: choose another --workdir, and begin there "
       f"with its weights, --config.rule.start_from={workdir}."
     )
-  if (workdir / "config.json").exists():
-    theirs = dict(config_lib.leaves(evaluate.read_config(workdir)))
+  if layout.holds_run(workdir):
+    theirs = dict(config_lib.leaves(layout.read_config(workdir)))
     for path, value in config_lib.leaves(config):
       if path not in config_lib.MAY_CHANGE and value != theirs[path]:
         raise UsageError(
@@ -303,7 +307,7 @@ def _given(
   """
   if not config.rule.start_from:
     return None
-  other = evaluate.restore(os.path.expanduser(config.rule.start_from))
+  other = restore.trained(os.path.expanduser(config.rule.start_from))
   theirs, ours = (x.dataset.preprocessing for x in (other.config, config))
   if theirs != ours:
     raise UsageError(
@@ -335,11 +339,11 @@ def _make_workdir(
   try:
     workdir.mkdir(parents=True, exist_ok=True)
     lock.take()
-    if new and (workdir / "config.json").exists():
+    if new and layout.holds_run(workdir):
       raise Busy(f"Another run has begun in {workdir} meanwhile: choose another --workdir.")
-    files.write(workdir / "config.json", config_lib.to_json(config).encode())
+    layout.write_config(workdir, config)
     if trains:
-      files.write(workdir / "machine.json", json.dumps(machine.machine(), indent=2).encode())
+      files.write(workdir / layout.MACHINE, json.dumps(machine.machine(), indent=2).encode())
   except OSError as error:
     raise unwritable(f"--workdir={workdir}", error) from None
 

@@ -30,7 +30,7 @@ def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
 
 @jax.jit
 def measure(
-  recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Images
+  recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Examples
 ) -> dict[str, Float[Array, ""]]:
   """The measurements on a batch, each under "what/layer".
 
@@ -69,7 +69,7 @@ def measure(
   return {"/".join(path): value for path, value in found.items()}
 
 
-def _signals(recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Images):
+def _signals(recipe: step_lib.Recipe, variables: PyTree, batch: step_lib.Examples):
   """(the rule's, backpropagation's) error signals: the path of a layer -> (N, ...)."""
   rngs = {"noise": randomness.key(recipe.seed, "noise")}
 

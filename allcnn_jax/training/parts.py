@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh
 
 from allcnn_jax.data import augmentation, datasets
@@ -164,8 +163,3 @@ def steps_a_call(config: ml_collections.ConfigDict, examples: int, start: int = 
 def eval_split(config: ml_collections.ConfigDict, name: str | None = None) -> str:
   """The split of the config's data set, or of another one, that a run is evaluated on."""
   return datasets.eval_split(*data_set(config, name))
-
-
-def preprocessing_of(workdir: epath.PathLike) -> epath.Path:
-  """Where a run keeps what was fitted to its training images."""
-  return epath.Path(workdir) / "preprocessing"

@@ -14,9 +14,9 @@ from etils import epath
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError, one_line
-from allcnn_jax.training import evaluate, parts, weights
+from allcnn_jax.training import evaluate, layout, parts, restore, weights
 
-_KEPT = ("config.json", "evaluation.json", "machine.json")
+_KEPT = (layout.CONFIG, layout.EVALUATION, layout.MACHINE)
 
 
 def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
@@ -32,7 +32,7 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
   for told, path in (("workdir", workdir), ("output", output)):
     files.check_place(path, f"--{told}={path}")
   workdir, output = epath.Path(workdir), epath.Path(output)
-  trained = evaluate.restore(workdir)
+  trained = restore.trained(workdir)
   _, steps = parts.steps(trained.config, trained.examples)
   if trained.step != steps:
     raise UsageError(f"--workdir={workdir} is at step {trained.step} of {steps}: train it first.")
@@ -48,7 +48,7 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
   files.make_folder(output, f"--output={output}")
   for name in _KEPT:
     files.write(output / name, (workdir / name).read_bytes())
-  preprocessing.share(parts.preprocessing_of(workdir), parts.preprocessing_of(output))
+  preprocessing.share(layout.preprocessing_of(workdir), layout.preprocessing_of(output))
   weights.save(trained.variables, trained.step, output / weights.NAME)
 
 

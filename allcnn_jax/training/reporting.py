@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError
+from allcnn_jax.training import layout
 
 # What each line of `metrics.jsonl` has.
 LINE = {"step": int}
@@ -44,7 +45,7 @@ class Reporter:
       steps_per_epoch: for the epoch that is shown.
       batch_size: images a step, for the speed that is shown.
     """
-    self._metrics = epath.Path(workdir) / "metrics.jsonl"
+    self._metrics = epath.Path(workdir) / layout.METRICS
     # Step 0 itself is written by a run from the start.
     kept = _drop_after(self._metrics, start or -1)
     self._evaluated = {(x["step"], x["split"]) for x in kept if "eval_error" in x}
@@ -183,7 +184,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   Raises:
     UsageError: one is damaged.
   """
-  path, found = epath.Path(workdir) / "metrics.jsonl", []
+  path, found = epath.Path(workdir) / layout.METRICS, []
   lines = path.read_bytes().splitlines() if path.exists() else []
   for i, text in enumerate(lines, 1):
     if text.endswith(b"}"):  # one may be cut by a kill

@@ -65,7 +65,7 @@ class Source(Protocol):
   ) -> tuple[step_lib.TrainState, step_lib.Totals, int]:
     """Trains from `step` on: the state, the sums so far, and the step that was reached."""
 
-  def first(self, n: int) -> step_lib.Images:
+  def first(self, n: int) -> step_lib.Examples:
     """The first n images with their labels, preprocessed and unaugmented."""
 
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
@@ -179,7 +179,7 @@ class Resident:
       jax.block_until_ready(totals)  # a queue would delay a stop
     return state, totals, step + self._steps_a_call
 
-  def first(self, n: int) -> step_lib.Images:
+  def first(self, n: int) -> step_lib.Examples:
     batch = self._data.take(slice(n))
     size = parts.image(self._config)[:2]
     return batch._replace(images=augmentation.center(batch.images, size))

@@ -35,7 +35,7 @@ class TrainState(flax.struct.PyTreeNode):
   opt_state: PyTree
 
 
-class Images(NamedTuple):
+class Examples(NamedTuple):
   """Preprocessed images (N, H, W, C) with their labels int32 (N,), on the device."""
 
   images: Float[Array, "n h w c"]
@@ -63,9 +63,9 @@ class Stored(flax.struct.PyTreeNode):
     """The set of images (N, H, W, C) and their labels (N,)."""
     return cls(images.reshape(len(images), -1), labels, images.shape[1:])
 
-  def take(self, rows: Int[Array | np.ndarray, " n"] | slice) -> Images:
+  def take(self, rows: Int[Array | np.ndarray, " n"] | slice) -> Examples:
     """The images at some rows."""
-    return Images(self.rows[rows].reshape(-1, *self.shape), self.labels[rows])
+    return Examples(self.rows[rows].reshape(-1, *self.shape), self.labels[rows])
 
 
 class Totals(flax.struct.PyTreeNode):
@@ -142,7 +142,7 @@ def cross_entropy(logits: Float[Array, "n k"], labels: Int[Array, " n"]) -> Floa
 def gradients(
   net: model.ConvNet,
   variables: PyTree,
-  batch: Images,
+  batch: Examples,
   rngs: dict[str, Array],
   rule: learning_rules.Rule,
 ) -> tuple[Any, PyTree]:
@@ -159,7 +159,9 @@ def gradients(
   return aux, rule.descent(grads)
 
 
-def batch_at(recipe: Recipe, data: Stored, order: Int[Array, " n"], step: Int[Array, ""]) -> Images:
+def batch_at(
+  recipe: Recipe, data: Stored, order: Int[Array, " n"], step: Int[Array, ""]
+) -> Examples:
   """The augmented batch of a step. An epoch's last images that fill no batch are left out."""
   position = step % (len(order) // recipe.batch_size) * recipe.batch_size
   rows = jax.lax.dynamic_slice_in_dim(order, position, recipe.batch_size)
@@ -177,7 +179,7 @@ def batch_at(recipe: Recipe, data: Stored, order: Int[Array, " n"], step: Int[Ar
 
 
 def _step(
-  recipe: Recipe, state: TrainState, totals: Totals, batch: Images
+  recipe: Recipe, state: TrainState, totals: Totals, batch: Examples
 ) -> tuple[TrainState, Totals]:
   rngs = {name: randomness.key(recipe.seed, name, state.step) for name in ("dropout", "noise")}
   (losses, wrong), grads = gradients(recipe.net, state.variables, batch, rngs, recipe.rule)
@@ -207,7 +209,7 @@ def train_step(
 
 @functools.partial(jax.jit, donate_argnums=(1, 2))
 def train_batch(
-  recipe: Recipe, state: TrainState, totals: Totals, batch: Images
+  recipe: Recipe, state: TrainState, totals: Totals, batch: Examples
 ) -> tuple[TrainState, Totals]:
   """One step on a batch as it is; the state is donated."""
   return _step(recipe, state, totals, batch)

@@ -75,17 +75,17 @@ class Streamed:
     jax.block_until_ready(totals if jax.default_backend() == "cpu" else batch)
     return state, totals, step + 1
 
-  def _next(self) -> step_lib.Images:
+  def _next(self) -> step_lib.Examples:
     batch = next(self._batches)
     self._meet(batch.damaged)
     if not batch.mask.all():
       raise UsageError(f"Too many records in a row are damaged; the last: {batch.damaged[-1]}.")
     images, labels = sharding.from_process((batch.images[0], batch.labels))
-    return step_lib.Images(self._apply(images), labels)
+    return step_lib.Examples(self._apply(images), labels)
 
-  def first(self, n: int) -> step_lib.Images:
+  def first(self, n: int) -> step_lib.Examples:
     batch = next(iter(self.evaluation(n)))
-    return step_lib.Images(batch.views[0], batch.labels)
+    return step_lib.Examples(batch.views[0], batch.labels)
 
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
     batches = self._stream.evaluation(
