@@ -1,6 +1,7 @@
 import os
 import shutil
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.linalg
@@ -186,3 +187,12 @@ def test_what_is_shared_is_copied_where_files_have_one_name(tmp_path, monkeypatc
   monkeypatch.setattr(os, "link", lambda *_: (_ for _ in ()).throw(OSError("no links")))
   preprocessing.share(tmp_path / "first", tmp_path / "run")
   assert preprocessing.load("standardize", tmp_path / "run").examples == 2
+
+
+def test_arrays_of_jax_are_fitted_in_float64_too():
+  raw = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 3), np.uint8)
+  normal = preprocessing.global_contrast_normalize(raw)
+  np.testing.assert_array_equal(preprocessing.global_contrast_normalize(jnp.asarray(raw)), normal)
+  ours, theirs = (preprocessing.fit_zca(x) for x in (normal, jnp.asarray(normal)))
+  np.testing.assert_array_equal(ours.matrix, theirs.matrix)
+  np.testing.assert_array_equal(ours.mean, theirs.mean)

@@ -39,7 +39,7 @@ def global_contrast_normalize(images: Raw) -> Images:
   Returns:
     float32 (N, H, W, C).
   """
-  x = images.astype(np.float32)
+  x = np.array(images, np.float32)  # of an array of JAX too: that would sum in float32
   x -= x.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
   norm = np.sqrt(np.sum(np.square(x), axis=(1, 2, 3), keepdims=True, dtype=np.float64))
   return x * (55 / np.where(norm < 1e-8, 1.0, norm)).astype(np.float32)
@@ -93,7 +93,7 @@ def fit_zca(images: Images) -> Zca:
   Args:
     images: float32 (N, H, W, C).
   """
-  x = images.reshape(len(images), -1)
+  x = np.asarray(images).reshape(len(images), -1)
   mean = x.mean(axis=0, dtype=np.float64)
   covariance = 0.1 * np.eye(x.shape[1])
   for i in range(0, len(x), _CHUNK):
