@@ -41,6 +41,8 @@ class Rounds:
 
   Attributes:
     recipe: what the step was compiled from.
+    data: the random images.
+    state: after the steps so far.
     image: height, width and channels of the network's input.
     steps: how many a round has.
     first_step_seconds: from the start of the process to the end of the first call; None where the
