@@ -315,8 +315,8 @@ def run(words: Sequence[str]) -> int:
   verb = VERBS[name]
   if {"-h", "--help"} & {*words}:
     what, usage = _told(verb)
-    print(f"{what}\n\n  python launch.py {name} {usage}\n")
-    print("\n".join(f"  --{flag:9} {_HELP[flag]}" for flag in verb.flags))
+    own = "\n".join(f"  --{flag:9} {_HELP[flag]}" for flag in verb.flags)
+    print(f"{what}\n\n  python launch.py {name} {usage}" + (f"\n\n{own}" if own else ""))
     return 0
   values = flags.FlagValues()
   for flag in verb.flags:

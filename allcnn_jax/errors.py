@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator
 class UsageError(ValueError):
   """Wrong use: a value, the rule that it breaks and the way out, in one line.
 
-  The launcher prints the line and exits with status 2, as for what `is_denied`; everything else is
-  a bug of ours and keeps its traceback.
+  The launcher prints the line and exits with status 2, as for what `is_denied`, or with 75, to be
+  started again, for what `is_passing`; everything else is a bug of ours and keeps its traceback.
   """
 
 
@@ -38,7 +38,7 @@ def is_full(error: Exception) -> bool:
 
 
 def is_memory(error: Exception) -> bool:
-  """Whether a device's memory was too small, which the program that asks alone may be to blame for."""
+  """Whether a device's memory was too small, for which the program that asks may be to blame."""
   return "RESOURCE_EXHAUSTED" in str(error)
 
 
@@ -98,6 +98,6 @@ def unknown(what: str, value: object, known: Iterable[str]) -> UsageError:
 
 
 def hint(value: object, known: Iterable[str]) -> str:
-  """ " Did you mean 'x'?", if one of `known` is near; or nothing."""
+  """A question after the nearest of `known`, with a space before it; or nothing if none is near."""
   near = difflib.get_close_matches(str(value), list(known), n=1)
   return f" Did you mean {near[0]!r}?" if near else ""

@@ -103,6 +103,18 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(saved, ho
   assert int(checkpoints.Checkpoints(saved).restore(like()).step) == 3
 
 
+@pytest.mark.parametrize(
+  ("said", "refused"), [("INTERNAL: the device is lost", False), ("RESOURCE_EXHAUSTED", True)]
+)
+def test_a_lost_device_is_no_fault_of_the_checkpoint(saved, monkeypatch, said, refused):
+  def fail(*_):
+    raise jax.errors.JaxRuntimeError(said)
+
+  monkeypatch.setattr(checkpoints.ocp, "load", fail)
+  with pytest.raises(UsageError if refused else jax.errors.JaxRuntimeError, match=said):
+    checkpoints.Checkpoints(saved).restore(like())
+
+
 def test_where_every_checkpoint_is_damaged_each_is_named(saved):
   for step in (2, 3):
     place = saved / "checkpoints" / str(step)

@@ -153,11 +153,12 @@ def test_a_broken_run_is_marked_in_one_line_and_passed(declared, trainer, tmp_pa
 
 
 LOST = jax.errors.JaxRuntimeError("INTERNAL: an illegal memory access was encountered")
+AWAY = type("UnavailableError", (Exception,), {"__module__": errors._STORE})("The store is away")
 LARGE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
 
 @pytest.mark.parametrize(
-  "error", [errors.Busy("Another process"), errors.DiskFull("No space"), LOST]
+  "error", [errors.Busy("Another process"), errors.DiskFull("No space"), LOST, AWAY]
 )
 def test_what_hinders_every_run_breaks_none(error, declared, trainer, tmp_path):
   trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": error}

@@ -19,7 +19,8 @@ class Row(NamedTuple):
     data: what it was trained on.
     error: percent; None where the paper prints none.
     keys: what a run's config says if the run stands in this row; None: others' work.
-    like: what it says beside that if the run repeats the paper's experiment; of a frozenset, any of its values.
+    like: what it says beside that if the run repeats the paper's experiment; of a frozenset,
+      any of its values.
     parameters: as printed.
   """
 

@@ -53,8 +53,8 @@ _GPUS = {
 _NODES = ("1", "2", "4", "8")
 _JAX_TAKES = 0.75  # of a GPU's memory, where XLA_CLIENT_MEM_FRACTION is not set
 
-# What XLA has to know of a GPU of NVIDIA's Hopper generation (`GpuTargetConfigProto`): the limits of
-# compute capability 9.0 in NVIDIA's CUDA C++ Programming Guide, the chip in its H100 white paper.
+# What XLA has to know of a GPU of NVIDIA's Hopper generation (`GpuTargetConfigProto`): what it
+# reports itself of an H100, as others have published it. An H200 has another memory and bandwidth.
 _HOPPER = """
 platform_name: "CUDA"
 device_description_str: "{product}"

@@ -1,8 +1,8 @@
 """Convolution and dense layers whose way back is a matrix of its own.
 
-Moskovitz et al. 2018 [M18]. With the input x of a layer, its forward weights W and the error signal d
-that comes back to its output, backpropagation changes W by the gradient that x and d give, and
-passes W^T d on. Here the gradient of W stays exact, given d, and what is passed on is
+Moskovitz et al. 2018 [M18]. With the input x of a layer, its forward weights W and the error
+signal d that comes back to its output, backpropagation changes W by the gradient that x and d give,
+and passes W^T d on. Here the gradient of W stays exact, given d, and what is passed on is
 
   B^T d             `through_b`: B stands in the collection "feedback", under the layer's name
   nothing           `cut`: what lies before the layer hears from elsewhere, by `link`
@@ -24,8 +24,9 @@ from jaxtyping import Array, Float, Key, PyTree
 
 from allcnn_jax.errors import UsageError, unknown
 
-# The standard deviation of a random feedback weight, by the n_out and n_in of its `Layer`. [M18]: variance 1/n_out keeps the size of an
-# error signal; "fan_in" gives B the variance of W, and "gaussian_0.05" asks for no size at all.
+# The standard deviation of a random feedback weight, by the n_out and n_in of its `Layer`. [M18]:
+# variance 1/n_out keeps the size of an error signal; "fan_in" gives B the variance of W, and
+# "gaussian_0.05" asks for no size at all.
 INITIALIZERS: dict[str, Callable[[int, int], float]] = {
   "fan_out": lambda n_out, n_in: n_out**-0.5,
   "fan_in": lambda n_out, n_in: n_in**-0.5,

@@ -270,7 +270,7 @@ class _Sweep:
   def _forecast(self) -> str:
     """What the sweep costs, what of it is done, and how long the rest will take."""
     runs = list(self._planned())
-    ended = [x for x in runs if x[2] is not None]
+    ended = [(run, cost, found) for run, cost, found in runs if found is not None]
     epochs = sum(cost.epochs(run) for run, cost, _ in runs)
     work = sum(cost.flop(run) for run, cost, _ in runs)
     done = sum(
@@ -285,8 +285,12 @@ class _Sweep:
       for run, _, _ in ended
     )
     if seconds:
-      waiting = [x for x in runs if x[2] is None and not self._mark(x[0]).exists()]
-      wait = int(sum(cost.flop(run) for run, cost, _ in waiting) / done * seconds)
+      left = (
+        cost.flop(run)
+        for run, cost, found in runs
+        if found is None and not self._mark(run).exists()
+      )
+      wait = int(sum(left) / done * seconds)
       text += f" About {wait // 3600}:{wait // 60 % 60:02}:{wait % 60:02} left, at their speed."
     return text
 
