@@ -10,7 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import ml_collections
@@ -120,12 +120,12 @@ def sweep(values: flags.FlagValues) -> int:
   from allcnn_jax.analysis import printed
   from allcnn_jax.training import sweep as sweep_lib
 
-  config, workdir = _config(values), _workdir(values)
+  config, workdir = _given_config(values), _workdir(values)
   # Any other config is a sweep of one unit.
   declared = _call("config", values.config_file, "get_sweep") or {"units": [config]}
-  overrides = config_flags.get_override_values(values["config"])
-  plan = sweep_lib.plan(declared, overrides, values.seeds)
+  plan = sweep_lib.plan(declared, _overrides(values), values.seeds)
   printed.check(plan.table)
+  _remark(values, plan.units.values())
   _, broken = sweep_lib.sweep(plan, workdir, index=values.index)
   return 1 if broken else 0
 
@@ -293,10 +293,34 @@ def _check(values: flags.FlagValues, names: Sequence[str]) -> None:
       values[name].value = home(told) if isinstance(told, str) else [home(x) for x in told]
 
 
-def _config(values: flags.FlagValues) -> ml_collections.ConfigDict:
+def _given_config(values: flags.FlagValues) -> ml_collections.ConfigDict:
   if "config" not in values:
     raise UsageError("--config=FILE[:ARGUMENT] is missing. Ours are in configs/.")
   return values.config
+
+
+def _config(values: flags.FlagValues) -> ml_collections.ConfigDict:
+  from allcnn_jax import config as config_lib
+
+  config = _given_config(values)
+  config_lib.check(config)
+  _remark(values, [config])
+  return config
+
+
+def _overrides(values: flags.FlagValues) -> dict[str, Any]:
+  """The keys that were set on the command line."""
+  return config_flags.get_override_values(values["config"])
+
+
+def _remark(values: flags.FlagValues, configs: Collection[ml_collections.ConfigDict]) -> None:
+  """Says which keys of the command line none of the configs reads."""
+  from allcnn_jax import config as config_lib
+
+  for path in _overrides(values):
+    whys = [config_lib.unread(config, path) for config in configs]
+    if all(whys):
+      print(f"launch.py: {whys[0]}", file=sys.stderr, flush=True)
 
 
 def run(words: Sequence[str]) -> int:

@@ -28,6 +28,7 @@ class Key(NamedTuple):
     check: whether a value of the default's type is one of them.
     meaning: what it decides.
     names: the values, where they are a list of names; or empty.
+    read_where: another key, and those of its names under which this one is read; None: under all.
   """
 
   default: Any
@@ -35,6 +36,11 @@ class Key(NamedTuple):
   check: Callable[[Any], bool]
   meaning: str
   names: tuple[str, ...] = ()
+  read_where: tuple[str, tuple[str, ...]] | None = None
+
+  def where(self, path: str, *names: str) -> "Key":
+    """The same key, read only where the one at `path` is one of `names`."""
+    return self._replace(read_where=(path, names))
 
 
 def _one_of(default: str, names: Iterable[str], meaning: str) -> Key:
@@ -62,6 +68,10 @@ def _rates(values: tuple) -> bool:
 def _epochs(values: tuple) -> bool:
   positive = all(isinstance(v, int | float) and 0 < v < math.inf for v in values)
   return positive and all(a < b for a, b in itertools.pairwise(values))
+
+
+def _rules(which: Callable[[learning_rules.Rule], Any]) -> tuple[str, ...]:
+  return tuple(name for name, rule in learning_rules.RULES.items() if which(rule))
 
 
 _GRAHAM = augmentation.Graham()
@@ -129,15 +139,21 @@ KEYS: dict[str, Key] = {
   "dataset.plain_epochs": _integer(
     0, 0, "how many of the last of `train.epochs` are without augmentation"
   ),
-  "graham.stretch": _number(_GRAHAM.stretch, "largest change of a side's length", below=1.0),
-  "graham.skew": _number(_GRAHAM.skew, "largest shear, or rotation in radians", below=1.0),
-  "graham.shift": _integer(_GRAHAM.shift, 0, "the most pixels that an image is moved by"),
+  "graham.stretch": _number(_GRAHAM.stretch, "largest change of a side's length", below=1.0).where(
+    "dataset.augment", "graham"
+  ),
+  "graham.skew": _number(_GRAHAM.skew, "largest shear, or rotation in radians", below=1.0).where(
+    "dataset.augment", "graham"
+  ),
+  "graham.shift": _integer(_GRAHAM.shift, 0, "the most pixels that an image is moved by").where(
+    "dataset.augment", "graham"
+  ),
   "graham.colour": Key(
     _GRAHAM.colour,
     "four numbers from 0",
     lambda v: len(v) == 4 and all(isinstance(x, int | float) and 0 <= x < math.inf for x in v),
     "deviations of a channel's offset (of 256 levels), gain, and slopes by row and column",
-  ),
+  ).where("dataset.augment", "graham"),
   "stream.workers": _integer(
     0, 0, "processes that decode images that vary in size; 0: up to four threads of the run itself"
   ),
@@ -159,15 +175,19 @@ KEYS: dict[str, Key] = {
   ),
   "optimizer.warmup": _number(
     0.0, "over which share of `train.epochs` a triangle rises", below=1.0
-  ),
+  ).where("optimizer.schedule", "triangle"),
   "optimizer.drops": Key(
     (), "a tuple of rising epochs", _epochs, "after which epochs the rate is divided"
+  ).where("optimizer.schedule", "drops"),
+  "optimizer.drop_factor": _number(10.0, "by how much it is divided", least=1.0).where(
+    "optimizer.schedule", "drops"
   ),
-  "optimizer.drop_factor": _number(10.0, "by how much it is divided", least=1.0),
   "optimizer.momentum": _number(
     0.9, "momentum of SGD and Muon, the first decay rate of Adam", below=1.0
   ),
-  "optimizer.nesterov": _flag(False, "whether SGD or Muon looks one step of its velocity ahead"),
+  "optimizer.nesterov": _flag(False, "whether it looks one step of its velocity ahead").where(
+    "optimizer.name", "sgd", "muon"
+  ),
   "optimizer.clip_norm": _number(
     0.0, "gradients are clipped to this norm over all weights; 0: not"
   ),
@@ -180,17 +200,19 @@ KEYS: dict[str, Key] = {
     "caffe",
     optimizer.VELOCITIES,
     "SGD's rate is inside the velocity (it coasts after a drop), or outside",
-  ),
+  ).where("optimizer.name", "sgd"),
   "rule.name": _one_of("bp", learning_rules.RULES, "how errors find their way back"),
   "rule.feedback_init": _one_of(
     "fan_out",
     feedback.INITIALIZERS,
     "feedback weights of variance 1/n_out, of variance 1/n_in as the forward ones, or 0.05^2",
-  ),
+  ).where("rule.name", *_rules(lambda rule: rule.draws or rule.direct)),
   "rule.freeze_at": _number(
-    0.05, "after which share of `train.epochs` an `_ei` rule freezes the signs", below=1.0
+    0.05, "after which share of `train.epochs` the rule freezes the signs", below=1.0
+  ).where("rule.name", *_rules(lambda rule: rule.keeps_signs)),
+  "rule.penalty": _number(0.001, "lambda of BP + alignment").where(
+    "rule.name", *_rules(lambda rule: rule.aligns)
   ),
-  "rule.penalty": _number(0.001, "lambda of BP + alignment"),
   "rule.start_from": Key(
     "",
     "a run's folder, or empty",
@@ -293,6 +315,20 @@ def check(config: ml_collections.ConfigDict) -> None:
   architectures.resolve(config.model.name, 1, **choices)
 
 
+def unread(config: ml_collections.ConfigDict, path: str) -> str:
+  """Why nothing reads a key of this config, in a sentence; empty if something does."""
+  if KEYS[path].read_where is None:
+    return ""
+  decides, names = KEYS[path].read_where
+  values = dict(leaves(config))
+  if values[decides] in names:
+    return ""
+  return (
+    f"{path}={values[path]!r} changes nothing: {decides}={values[decides]!r} does not read it; "
+    f"{', '.join(names)} would."
+  )
+
+
 def _as_type(path: str, value: Any) -> Any:
   default = KEYS[path].default
   if isinstance(default, float) and type(value) is int:
@@ -342,7 +378,11 @@ def markdown() -> str:
   """The table of all keys that stands in the README; `python -m allcnn_jax.config` prints it."""
   rows = ["| key | default | allowed | meaning |", "| --- | --- | --- | --- |"]
   for path, key in KEYS.items():
-    rows.append(f"| `{path}` | `{key.default!r}` | {key.allowed} | {key.meaning} |")
+    meaning = key.meaning
+    if key.read_where:
+      decides, names = key.read_where
+      meaning += f"; read where `{decides}` is {' '.join(f'`{n}`' for n in names)}"
+    rows.append(f"| `{path}` | `{key.default!r}` | {key.allowed} | {meaning} |")
   return "\n".join(rows)
 
 

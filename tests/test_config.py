@@ -1,10 +1,14 @@
 import math
 
+import jax
+import jax.numpy as jnp
 import ml_collections
 import pytest
 
 from allcnn_jax import config as config_lib
 from allcnn_jax.errors import UsageError
+from allcnn_jax.training import parts
+from allcnn_jax.training import step as step_lib
 
 
 def complete(**keys):
@@ -98,3 +102,50 @@ def test_signs_are_not_clipped(tiny):
     UsageError, match=r"clip_norm=1\.0: rule\.name='batch_manhattan' takes the sign"
   ):
     config_lib.check(tiny)
+
+
+OTHER_VALUES = {
+  "graham.stretch": 0.1,
+  "graham.skew": 0.1,
+  "graham.shift": 3,
+  "graham.colour": (1.0, 0.1, 0.1, 0.1),
+  "optimizer.warmup": 0.3,
+  "optimizer.drops": (1, 3),
+  "optimizer.drop_factor": 3.0,
+  "optimizer.nesterov": True,
+  "optimizer.velocity": "optax",
+  "rule.feedback_init": "fan_in",
+  "rule.freeze_at": 0.7,
+  "rule.penalty": 0.3,
+}
+
+
+def program(config):
+  """All that a run computes, from its seed to the weights after a step."""
+
+  def run(data, order):
+    recipe = parts.recipe(config, 10, 40)
+    state = step_lib.init(recipe, 3)
+    return step_lib._step(
+      recipe, state, step_lib.Totals.zero(), step_lib.batch_at(recipe, data, order, state.step)
+    )
+
+  images = jnp.zeros((40, *parts.stored(config)))
+  data = step_lib.Stored.of(images, jnp.zeros(40, jnp.int32))
+  traced = jax.make_jaxpr(run)(data, jnp.arange(40))
+  return str(traced), [x.tolist() for x in traced.consts]
+
+
+@pytest.mark.parametrize("path", [p for p, key in config_lib.KEYS.items() if key.read_where])
+def test_a_key_changes_the_program_exactly_where_it_is_said_to_be_read(path):
+  decides, names = config_lib.KEYS[path].read_where
+  config = complete(model__name="fa_cifar10_1", model__head="dense", model__width=0.1)
+  config.train.epochs, config.train.batch_size = 5, 4
+  if path == "optimizer.drop_factor":
+    config.optimizer.drops = (2,)
+  for name in config_lib.KEYS[decides].names:
+    config.update_from_flattened_dict({decides: name, path: config_lib.KEYS[path].default})
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict({path: OTHER_VALUES[path]})
+    assert (program(config) != program(other)) == (name in names), name
+    assert bool(config_lib.unread(other, path)) == (name not in names)

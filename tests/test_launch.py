@@ -314,6 +314,37 @@ def test_the_status_says_how_a_verb_ended(monkeypatch):
     assert launch.run(["sweep", QUICK, "--workdir=x"]) == status
 
 
+def test_a_key_that_nothing_reads_is_told_of_in_one_line(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(ROOT)
+  monkeypatch.setattr(loop, "train", lambda *_: loop.Outcome("ok", 1))
+  monkeypatch.setattr(sweep, "sweep", lambda *_, **__: ("done", 0))
+  two = tmp_path / "two.py"
+  two.write_text(
+    "from configs import quickstart\n"
+    "def get_config(rule='bp'):\n"
+    "  config = quickstart.get_config()\n"
+    "  config.update({'rule': {'name': rule}})\n"
+    "  return config\n"
+    "def get_sweep():\n"
+    "  return {'units': [get_config(r) for r in ('bp', 'fa')], 'names': ('rule.name',)}\n"
+  )
+
+  def said(verb, config, *keys):
+    launch.run([verb, config, "--workdir=x", *keys])
+    return capsys.readouterr().err
+
+  warm, drawn = "--config.optimizer.warmup=0.1", "--config.rule.feedback_init=fan_in"
+  triangle = "--config.optimizer.schedule=triangle"
+  assert said("train", QUICK, warm) == (
+    "launch.py: optimizer.warmup=0.1 changes nothing: optimizer.schedule='drops' does not read it; "
+    "triangle would.\n"
+  )
+  assert said("train", QUICK, warm, triangle) == ""
+  assert "rule.feedback_init='fan_in' changes nothing" in said("train", f"--config={two}", drawn)
+  assert said("sweep", f"--config={two}", drawn) == ""  # one of its units reads it
+  assert "optimizer.warmup=0.1" in said("sweep", f"--config={two}", warm)
+
+
 def test_a_verb_s_flags_reach_what_it_calls(monkeypatch):
   monkeypatch.chdir(ROOT)
   given = {}
