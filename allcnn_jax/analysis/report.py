@@ -6,7 +6,7 @@ every figure that was drawn of its runs.
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from etils import epath
 
@@ -146,7 +146,8 @@ _HEADER = [
 
 def grid(made: Made) -> Grid:
   """The cells of the table, as text."""
-  return [_HEADER, *([*_cells(x)] for x in made.lines)]
+  numbers = {text: i for i, text in enumerate(made.machines, 1)}
+  return [_HEADER, *([*_cells(x, numbers)] for x in made.lines)]
 
 
 def trials(made: Made) -> Grid:
@@ -175,7 +176,7 @@ def trials(made: Made) -> Grid:
   return [header, *rows] if rows else []
 
 
-def _cells(x: Line) -> Sequence[str]:
+def _cells(x: Line, numbers: Mapping[str, int]) -> Sequence[str]:
   rate = "" if x.rate is None else f"{x.optimizer} {x.rate:g}"
   if x.rates:
     rate += f" of {', '.join(f'{r:g}' for r in x.rates)}"
@@ -196,7 +197,7 @@ def _cells(x: Line) -> Sequence[str]:
     rate,
     _plain(x.epoch_seconds),
     _plain(x.seconds),
-    ", ".join(map(str, x.measured_with)),
+    ", ".join(map(str, sorted(numbers[text] for text in x.measured_with))),
     "not compared" if x.unlike is None else ", ".join(x.unlike),
   )
 

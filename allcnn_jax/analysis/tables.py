@@ -44,7 +44,7 @@ class Line(NamedTuple):
     rates: those that it was chosen from.
     epoch_seconds: time of an epoch's training steps, the median speed; the mean over runs.
     seconds: time of a run's training steps, the mean over runs.
-    measured_with: numbers of `Made.machines`.
+    measured_with: hardware, versions and commit of the runs, each once.
     unlike: in which keys the runs are not the paper's experiment, with their values; None where
       they stand in no printed row.
     seeds: of the runs that count.
@@ -71,7 +71,7 @@ class Line(NamedTuple):
   rates: tuple[float, ...] = ()
   epoch_seconds: float | None = None
   seconds: float | None = None
-  measured_with: tuple[int, ...] = ()
+  measured_with: tuple[str, ...] = ()
   unlike: tuple[str, ...] | None = ()
   seeds: tuple[int, ...] = ()
 
@@ -83,7 +83,6 @@ class Made(NamedTuple):
     title: the paper's table.
     lines: as printed, with our columns; runs that fit no printed row stand at the end.
     trials: runs on held-out training images, by which rates are chosen.
-    machines: what was measured with.
     remark: a sentence below.
     broken: the runs of a sweep that broke, each with its error.
   """
@@ -91,9 +90,14 @@ class Made(NamedTuple):
   title: str
   lines: list[Line]
   trials: list[Line]
-  machines: list[str]
   remark: str
   broken: Sequence[str] = ()
+
+  @property
+  def machines(self) -> list[str]:
+    """What was measured with, in the order of the lines."""
+    told = [text for line in (*self.lines, *self.trials) for text in line.measured_with]
+    return list(dict.fromkeys(told))
 
 
 # Keys that say how many weights a network has.
@@ -121,24 +125,23 @@ def make(runs: Sequence[Record], table: str | None = None) -> Made:
   if table is not None:
     printed.check(table)
   shown = TABLES[fitting(runs) if table is None else table]
-  machines: list[str] = []
   finals = [r for r in runs if not r.config.dataset.validation]
   held_out = groups([r for r in runs if r.config.dataset.validation])
-  lines, left = _fill(shown.rows, groups(finals), machines, held_out, shown.whole)
-  lines += [_line(members, machines, held_out, name) for name, members in left]
-  trials = [_line(members, machines, [], name) for name, members in held_out]
+  lines, left = _fill(shown.rows, groups(finals), held_out, shown.whole)
+  lines += [_line(members, held_out, name) for name, members in left]
+  trials = [_line(members, [], name) for name, members in held_out]
   trials.sort(key=lambda x: (x.name, x.data, -x.rate))
-  return Made(shown.title, lines, trials, machines, shown.remark)
+  return Made(shown.title, lines, trials, shown.remark)
 
 
 def fill(rows: Sequence[Row], runs: Sequence[Record]) -> list[Line]:
   """Printed rows with the runs that stand in them, all training images used."""
   finals = [r for r in runs if not r.config.dataset.validation]
-  return _fill(rows, groups(finals), [], [], whole=True)[0]
+  return _fill(rows, groups(finals), [], whole=True)[0]
 
 
 def _fill(
-  rows: Sequence[Row], left: list[Group], machines: list[str], held_out: list[Group], whole: bool
+  rows: Sequence[Row], left: list[Group], held_out: list[Group], whole: bool
 ) -> tuple[list[Line], list[Group]]:
   """The lines of printed rows, and the runs that stand in none."""
   lines = []
@@ -148,7 +151,7 @@ def _fill(
     for name, members in mine:
       # Brackets tell several configs in one row apart.
       brackets = name[name.index(" (") :] if len(mine) > 1 and " (" in name else ""
-      lines.append(_line(members, machines, held_out, row.name + brackets, row))
+      lines.append(_line(members, held_out, row.name + brackets, row))
     if not mine and whole:
       lines.append(_empty(row))
   return lines, left
@@ -218,13 +221,7 @@ def _unlike(
   return tuple(f"{k} {values[k]}" for k, v in allowed.items() if values[k] not in v)
 
 
-def _line(
-  members: list[Record],
-  machines: list[str],
-  held_out: list[Group],
-  name: str,
-  row: Row | None = None,
-) -> Line:
+def _line(members: list[Record], held_out: list[Group], name: str, row: Row | None = None) -> Line:
   config = members[0].config
   status = [r.status for r in members]
   good = [r for r in members if r.status == "ok"]
@@ -255,7 +252,7 @@ def _line(
     rates=_tried(config, held_out),
     epoch_seconds=statistics.mean(map(_epoch_seconds, timed)) if timed else None,
     seconds=statistics.mean(r.seconds for r in timed) if timed else None,
-    measured_with=tuple(sorted({_number(_machine(r), machines) for r in members})),
+    measured_with=tuple(dict.fromkeys(map(_machine, members))),
     unlike=unlike,
     seeds=tuple(r.config.seed for r in good),
   )
@@ -299,9 +296,3 @@ def _machine(run: Record) -> str:
   said += [f"{name}={value}" for name, value in kept.get("environment", {}).items()]
   commit = f"; commit {kept['commit']}" if kept.get("commit") else ""
   return ", ".join(said) + commit
-
-
-def _number(text: str, machines: list[str]) -> int:
-  if text not in machines:
-    machines.append(text)
-  return machines.index(text) + 1
