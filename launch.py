@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
@@ -17,8 +18,16 @@ import ml_collections
 from absl import flags
 from ml_collections import config_flags
 
-from allcnn_jax import files
-from allcnn_jax.errors import DiskFull, UsageError, is_denied, is_full, is_passing, unknown
+from allcnn_jax import files, terminal
+from allcnn_jax.errors import (
+  DiskFull,
+  UsageError,
+  is_denied,
+  is_full,
+  is_memory,
+  is_passing,
+  unknown,
+)
 
 
 def train(values: flags.FlagValues) -> int:
@@ -50,7 +59,7 @@ def evaluate(values: flags.FlagValues) -> int:
     "{dataset} {split}: error {error:.2f} %{top5}  loss {loss:.4f}  {examples} images  step {step}"
   )
   top5 = f"  top-5 error {result['error_top5']:.2f} %" if "error_top5" in result else ""
-  print(line.format(top5=top5, **result))
+  terminal.note(line.format(top5=top5, **result))
   return 0
 
 
@@ -62,7 +71,7 @@ def describe(values: flags.FlagValues) -> int:
   from allcnn_jax.analysis import describe as describe_lib
 
   configs = [_config(values)] + ([values.config2] if "config2" in values else [])
-  print(describe_lib.side_by_side(configs))
+  terminal.note(describe_lib.side_by_side(configs))
   return 0
 
 
@@ -84,7 +93,7 @@ def visualize(values: flags.FlagValues) -> int:
     split=values.split,
     step=values.step,
   ):
-    print(path)
+    terminal.note(str(path))
   return 0
 
 
@@ -96,7 +105,7 @@ def benchmark(values: flags.FlagValues) -> int:
   from allcnn_jax.analysis import benchmark as benchmark_lib
 
   found = benchmark_lib.benchmark(_config(values), values.output, values.profile)
-  print(benchmark_lib.text(found))
+  terminal.note(benchmark_lib.text(found))
   return 0
 
 
@@ -108,7 +117,7 @@ def compile(values: flags.FlagValues) -> int:
   from allcnn_jax.analysis import compile as compile_lib
 
   compiled = compile_lib.compile(_config(values), values.topology or "", output=values.output)
-  print(compile_lib.report(compiled))
+  terminal.note(compile_lib.report(compiled))
   return 0 if compiled.fits else 1
 
 
@@ -138,7 +147,7 @@ def report(values: flags.FlagValues) -> int:
   from allcnn_jax.analysis import report as report_lib
 
   for path in report_lib.report(_workdir(values), values.output):
-    print(path)
+    terminal.note(str(path))
   return 0
 
 
@@ -332,7 +341,7 @@ def run(words: Sequence[str]) -> int:
   """
   name, *words = words or ("",)
   if name.lstrip("-") in ("h", "help"):
-    print(__doc__ + "\n" + "\n".join(f"  {n:9}  {_told(v)[0]}" for n, v in VERBS.items()))
+    terminal.note(__doc__ + "\n" + "\n".join(f"  {n:9}  {_told(v)[0]}" for n, v in VERBS.items()))
     return 0
   if name not in VERBS:
     raise unknown("verb", name, VERBS)
@@ -340,8 +349,12 @@ def run(words: Sequence[str]) -> int:
   if {"-h", "--help"} & {*words}:
     what, usage = _told(verb)
     own = "\n".join(f"  --{flag:9} {_HELP[flag]}" for flag in verb.flags)
-    print(f"{what}\n\n  python launch.py {name} {usage}" + (f"\n\n{own}" if own else ""))
+    terminal.note(f"{what}\n\n  python launch.py {name} {usage}" + (f"\n\n{own}" if own else ""))
     return 0
+  try:
+    import jax  # noqa: F401  which reads its own variables now
+  except ValueError as error:
+    raise UsageError(f"JAX refuses the environment: {error}") from None
   values = flags.FlagValues()
   for flag in verb.flags:
     _define(flag, values)
@@ -352,6 +365,13 @@ def run(words: Sequence[str]) -> int:
     raise UsageError(f"{name}: {rest[0]!r} is no flag; flags are written --name=value.")
   _check(values, verb.flags)
   return verb.call(values)
+
+
+def _too_large(error: Exception) -> UsageError:
+  return UsageError(
+    f"The device's memory is too small ({str(error).splitlines()[0][:160]}): "
+    "take a smaller train.batch_size or network, or more devices."
+  )
 
 
 def main() -> None:
@@ -367,8 +387,11 @@ def main() -> None:
       status = run(sys.argv[1:])
   except Exception as error:
     wrong = isinstance(error, (UsageError, flags.Error)) or is_denied(error)
+    if is_memory(error):
+      error, wrong = _too_large(error), True
     if not (wrong or is_passing(error)):
-      raise
+      traceback.print_exc()
+      sys.exit(os.EX_SOFTWARE)
     print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
     status = 2 if wrong else os.EX_TEMPFAIL
     leave(status)

@@ -8,7 +8,8 @@ above it in this list:
   training/  how weights change
   analysis/  what was learned
 
-Beside them stand `errors`, the exceptions that are the user's to mend, and `files`, which writes a
-file whole or not at all, for every room; and `config`, the keys of a config: it takes the names that
-they may have from the modules that own them, and what runs a config reads it.
+Beside them stand, for every room, `errors`, the exceptions that are the user's to mend, `files`, which
+writes a file whole or not at all, and `terminal`, lines that need no reader; and `config`, the keys of a
+config: it takes the names that they may have from the modules that own them, and what runs a config
+reads it.
 """

@@ -367,7 +367,7 @@ def from_json(text: str) -> ml_collections.ConfigDict:
     if not isinstance(values, dict):
       raise TypeError(f"a {type(values).__name__} in the place of an object")
     config = ml_collections.ConfigDict(values)
-  except (ValueError, TypeError) as error:
+  except (ValueError, TypeError, RecursionError) as error:
     raise UsageError(f"it is not the JSON of a config: {error}") from None
   config = complete(config)
   check(config)

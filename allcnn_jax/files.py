@@ -34,18 +34,26 @@ def is_bucket(path: epath.PathLike) -> bool:
 
 
 def is_place(path: epath.PathLike) -> bool:
-  """Whether it can name a file or folder: a path, or "gs://..." and the like, but no other "x://"."""
+  """Whether it can name a file or folder: a path in UTF-8, or "gs://..." and the like, but no other "x://".
+
+  Orbax loses a checkpoint in a folder of another name.
+  """
   try:
     epath.Path(path)
-  except KeyError:
+    os.fspath(path).encode()
+  except (KeyError, UnicodeEncodeError):
     return False
   return True
 
 
 def check_place(path: epath.PathLike, told: str) -> None:
   """Raises UsageError unless `path` is a place; `told` is how the user named it."""
+  if not os.fspath(path):
+    raise UsageError(f"{told} is empty.")
   if not is_place(path):
-    raise UsageError(f"{told}: no such kind of place is known; a bucket is gs://NAME.")
+    raise UsageError(
+      f"{told}: no such kind of place is known; a bucket is gs://NAME, and a path is in UTF-8."
+    )
 
 
 def inside(folder: epath.PathLike) -> list[epath.Path]:
@@ -126,7 +134,7 @@ def read_json(path: epath.PathLike, needed: Mapping[str, Kind]) -> dict[str, Any
   """
   try:
     return checked(json.loads(epath.Path(path).read_text()), needed)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UsageError(f"{path} is damaged: {error}.") from None
 
 

@@ -17,7 +17,6 @@ import subprocess
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # the peer needs memory too
 import jax
 
-from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
@@ -36,16 +35,15 @@ def main():
   parser.add_argument("--python", required=True, help="an interpreter that has PyTorch")
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)
-  parser.add_argument("--batch_size", type=int, default=128)
+  parser.add_argument("--batch_size", type=output.positive, default=128)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
-  parser.add_argument("--rounds", type=int, choices=range(1, 1000), metavar="N", default=12)
+  parser.add_argument("--rounds", type=output.positive, default=12)
   output.add_to(parser)
   flags = parser.parse_args()
 
-  config = config_lib.complete(
-    cifar10.get_config(flags.network + (",augment" if flags.augment else ""))
-  )
+  augmented = ",augment" if flags.augment else ""
+  config = output.config(cifar10.get_config, flags.network + augmented)
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
   backend = jax.default_backend()

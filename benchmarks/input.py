@@ -106,12 +106,16 @@ def seconds_to_first_batch(name, batch, workers):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--dataset", default="imagenet2012")
-  parser.add_argument("--batch_size", type=int, default=64)
-  parser.add_argument("--cores", type=int, default=1, help="the first cores of the machine")
+  parser.add_argument("--batch_size", type=output.positive, default=64)
+  parser.add_argument(
+    "--cores", type=output.positive, default=1, help="the first cores of the machine"
+  )
   parser.add_argument("--workers", type=int, default=0, help="as the key stream.workers")
-  parser.add_argument("--rounds", type=int, default=10)
-  parser.add_argument("--batches", type=int, default=10, help="a round")
-  parser.add_argument("--epoch", type=int, default=6400, help="images; memory is read ten times")
+  parser.add_argument("--rounds", type=output.positive, default=10)
+  parser.add_argument("--batches", type=output.positive, default=10, help="a round")
+  parser.add_argument(
+    "--epoch", type=output.positive, default=6400, help="images; memory is read ten times"
+  )
   output.add_to(parser)
   flags = parser.parse_args()
   cores = sorted(os.sched_getaffinity(0))[: flags.cores]

@@ -14,7 +14,6 @@ import time
 
 import jax
 
-from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import learning_rules, measurements
@@ -24,7 +23,7 @@ from configs import feedback_alignment
 
 def prepare(name, rule, batch_size):
   """(the seconds that a step takes, those of a measurement of alignment): functions that measure."""
-  config = config_lib.complete(feedback_alignment.get_config(f"{name},{rule}"))
+  config = output.config(feedback_alignment.get_config, f"{name},{rule}")
   config.train.batch_size = batch_size
   run = benchmark.Rounds(config)
   batch = run.data.take(slice(batch_size))
@@ -57,8 +56,8 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--network", default="fa_mnist", help="of configs/feedback_alignment.py")
   parser.add_argument("--rules", nargs="+", default=list(learning_rules.RULES))
-  parser.add_argument("--batch_size", type=int, default=128)
-  parser.add_argument("--rounds", type=int, default=20)
+  parser.add_argument("--batch_size", type=output.positive, default=128)
+  parser.add_argument("--rounds", type=output.positive, default=20)
   output.add_to(parser)
   flags = parser.parse_args()
 

@@ -1,10 +1,13 @@
-"""The JSON file of a benchmark: asked for with --output, looked at before anything is measured."""
+"""What benchmarks are asked, looked at before anything is measured, and the JSON that they write."""
 
 import argparse
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+import ml_collections
+
+from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import machine
@@ -13,6 +16,27 @@ from allcnn_jax.training import machine
 def add_to(parser: argparse.ArgumentParser) -> None:
   """Adds --output=FILE."""
   parser.add_argument("--output", type=_file, help="a JSON file to write")
+
+
+def positive(text: str) -> int:
+  """The type of a flag that counts something, of which there is at least one."""
+  if int(text) < 1:
+    raise argparse.ArgumentTypeError(f"{text} is not above 0.")
+  return int(text)
+
+
+def config(
+  get_config: Callable[[str], ml_collections.ConfigDict], argument: str
+) -> ml_collections.ConfigDict:
+  """A shipped config, complete.
+
+  Raises:
+    UsageError: it takes no such argument.
+  """
+  try:
+    return config_lib.complete(get_config(argument))
+  except ValueError as error:
+    raise UsageError(f"{error}.") from None
 
 
 def asked(flags: argparse.Namespace) -> dict[str, Any]:

@@ -74,11 +74,11 @@ def main():
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-  parser.add_argument("--batch_size", type=int, default=128)
+  parser.add_argument("--batch_size", type=output.positive, default=128)
   output.add_to(parser)
   flags = parser.parse_args()
 
-  config = config_lib.complete(cifar10.get_config(flags.network))
+  config = output.config(cifar10.get_config, flags.network)
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
   found = errors(config)

@@ -34,11 +34,11 @@ def seconds(functions: dict, repeats: int) -> dict[str, float]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--images", type=int, default=10_000)
-  parser.add_argument("--batch_size", type=int, default=128)
+  parser.add_argument("--images", type=output.positive, default=10_000)
+  parser.add_argument("--batch_size", type=output.positive, default=128)
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--layer", default="conv7")
-  parser.add_argument("--repeats", type=int, default=3)
+  parser.add_argument("--repeats", type=output.positive, default=3)
   output.add_to(parser)
   flags = parser.parse_args()
 

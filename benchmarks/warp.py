@@ -63,8 +63,8 @@ def share_of_a_step(batch_size, rounds):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--images", type=int, default=128)
-  parser.add_argument("--rounds", type=int, default=20)
+  parser.add_argument("--images", type=output.positive, default=128)
+  parser.add_argument("--rounds", type=output.positive, default=20)
   parser.add_argument("--step", action="store_true", help="the share of a whole step instead")
   output.add_to(parser)
   flags = parser.parse_args()

@@ -7,7 +7,8 @@ import types
 import jax
 import pytest
 
-from benchmarks import compare, learning_rules, saliency, scaling, warp
+from allcnn_jax.errors import one_line
+from benchmarks import compare, learning_rules, precision, saliency, scaling, warp
 from tests.processes import ROOT
 
 
@@ -81,6 +82,26 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
   with pytest.raises(SystemExit, match="2"):
     compare.main()
   assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("module", "words", "said"),
+  [
+    (warp, ["--images=0"], "0 is not above 0"),
+    (saliency, ["--batch_size=-1"], "-1 is not above 0"),
+    (learning_rules, ["--rounds=0"], "0 is not above 0"),
+    (learning_rules, ["--rounds=many"], "many"),
+    (learning_rules, ["--network=fa_mnist,x"], "'fa_mnist,x,bp' must be"),
+    (precision, ["--network=all_cnn_c,more"], "'augment' is the only"),
+  ],
+)
+def test_a_wrong_value_is_refused_before_anything_is_measured(
+  module, words, said, monkeypatch, capsys
+):
+  monkeypatch.setattr(sys, "argv", ["x", *words])
+  with pytest.raises(SystemExit, match="2"), one_line("x"):
+    module.main()
+  assert said in capsys.readouterr().err
 
 
 def test_the_page_on_scaling_is_the_one_that_is_printed(capsys):

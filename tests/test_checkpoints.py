@@ -141,6 +141,22 @@ def test_a_checkpoint_whose_run_was_killed_before_its_checksums_is_used(saved):
   assert int(checkpoints.Checkpoints(saved).restore(like()).step) == 3
 
 
+def test_one_that_was_half_deleted_with_its_checksums_is_named_and_the_one_before_is_used(
+  saved, capsys
+):
+  (saved / "checkpoints" / "4").mkdir()
+  (saved / "checkpoints" / "5").write_text("no folder")
+  store = checkpoints.Checkpoints(saved)
+  assert store.steps() == [2, 3, 4]
+  assert int(store.restore(like()).step) == 3
+  said = capsys.readouterr().err
+  assert "/4 cannot be read" in said
+  assert "step 3 is used" in said
+  assert said.count("\n") == 1
+  with pytest.raises(UsageError, match="/4 cannot be read"):
+    store.restore(like(), 4)
+
+
 def test_a_full_disk_is_one_line_that_names_the_whole_checkpoints(saved, monkeypatch):
   store = checkpoints.Checkpoints(saved)
 

@@ -84,11 +84,11 @@ def bad_npz(tmp_path, **changes):
     ({"train_images": np.zeros((4, 8, 8), np.float32)}, "uint8"),
     ({"train_images": np.zeros((4, 8, 8, 2), np.uint8)}, "uint8"),
     ({"train_images": np.zeros((4, 8, 0), np.uint8)}, "uint8"),
-    ({"train_labels": np.zeros(3, int)}, "4 integers"),
-    ({"train_labels": np.array([0, 1, -1, 2])}, "4 integers"),
-    ({"train_labels": np.array([0, 1, 2, 2**32 + 1])}, "below 1000000"),
+    ({"train_labels": np.zeros(3, int)}, r"integers of shape \(4,\), not int64 \(3,\)"),
+    ({"train_labels": np.array([0, 1, -1, 2])}, "from 0, below 1000000, not -1"),
+    ({"train_labels": np.array([0, 1, 2, 2**32 + 1])}, "below 1000000, not 4294967297"),
     ({"test_labels": np.array([0, 1, 2, 2**63 + 5], np.uint64)}, "below 1000000"),
-    ({"train_labels": np.array(["a", "b", "c", "d"])}, "4 integers"),
+    ({"train_labels": np.array(["a", "b", "c", "d"])}, "integers of shape"),
     ({"train_labels": np.array([None] * 4)}, "no readable npz"),
   ],
 )
@@ -179,6 +179,14 @@ def test_a_set_is_counted_by_the_split_that_is_evaluated(photos, split, said):
       datasets.sizes("photos", folder)
   else:
     assert datasets.sizes("photos", folder) == (18, 11, 18, True)
+
+
+@pytest.mark.parametrize("split", ["test[5:2]", "test[3:3]"])
+def test_a_part_of_a_split_without_images_is_refused(photos, split):
+  builder = datasets._prepared("photos", photos())
+  assert len(datasets._open("photos", builder, "test[2:5]")) == 3
+  with pytest.raises(UsageError, match="is empty, or not understood"):
+    datasets._open("photos", builder, split)
 
 
 def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):

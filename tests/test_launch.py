@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -70,6 +71,7 @@ BAD = [  # (words, what the line must say)
   (["train", QUICK, "--workdir={run}", "now"], "'now' is no flag"),
   (["train", QUICK, "--workdir=/dev/null/run"], "/dev/null/run"),
   (["train", QUICK, "--workdir=gcs://bucket/run"], "a bucket is gs://"),
+  (["train", QUICK, "--workdir={run}\udcff"], "a path is in UTF-8"),
   (["train", QUICK, QUICK, "--workdir={run}"], "--config is given twice"),
   (["describe", QUICK, "--workdir={run}"], "workdir"),
   (["report", "--workdir={run}", "--output="], "--output= is empty"),
@@ -200,6 +202,26 @@ def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):
   assert (tmp_path / "run" / "evaluation.json").exists()
 
 
+def test_a_verb_has_done_its_work_when_nobody_reads_what_it_says():
+  read, write = os.pipe()
+  os.close(read)
+  done = subprocess.run(
+    command("describe", QUICK), cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True
+  )
+  os.close(write)
+  assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_variable_that_jax_refuses_is_one_line():
+  wrong = os.environ | {"JAX_ENABLE_X64": "maybe"}
+  done = subprocess.run(
+    command("describe", QUICK), cwd=ROOT, env=wrong, capture_output=True, text=True
+  )
+  assert done.returncode == 2
+  assert "JAX_ENABLE_X64" in done.stderr
+  assert done.stderr.count("\n") == 1
+
+
 def test_nothing_is_opened_that_could_run_code(tmp_path):
   """A pickle and a Python config in a run's folder: `evaluate` opens neither."""
   workdir = tmp_path / "run"
@@ -275,9 +297,30 @@ def test_what_the_system_refuses_is_one_line(number, monkeypatch, capsys):
   said = capsys.readouterr().err
   assert os.strerror(number) in said
   assert said.count("\n") == 1
-  number = errno.EIO  # is no refusal
-  with pytest.raises(OSError, match=os.strerror(number)):
+
+
+def test_a_bug_keeps_its_traceback_and_is_no_divergence(monkeypatch, capsys):
+  def fail(words):
+    raise OSError(errno.EIO, "a bug")
+
+  monkeypatch.setattr(launch, "run", fail)
+  with pytest.raises(SystemExit, match=str(os.EX_SOFTWARE)):
     launch.main()
+  said = capsys.readouterr().err
+  assert said.startswith("Traceback")
+  assert "a bug" in said
+
+
+def test_too_little_memory_is_one_line(monkeypatch, capsys):
+  def fail(words):
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory\nallocating 9 bytes")
+
+  monkeypatch.setattr(launch, "run", fail)
+  with pytest.raises(SystemExit, match="2"):
+    launch.main()
+  said = capsys.readouterr().err
+  assert "memory is too small (RESOURCE_EXHAUSTED: Out of memory): take" in said
+  assert said.count("\n") == 1
 
 
 def test_what_a_bucket_refuses_is_one_line(monkeypatch, capsys):

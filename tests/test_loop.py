@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -45,6 +46,17 @@ def test_at_a_rate_of_zero_each_epoch_is_an_evaluation_in_another_order(tiny, np
   assert not np.allclose(*losses)
   mean = preprocessing.load("standardize", run / "preprocessing").preprocessor.mean
   np.testing.assert_allclose(mean, np.load(npz)["train_images"].mean((0, 1, 2)), rtol=1e-5)
+
+
+def test_a_run_that_has_ended_is_not_begun_anew_where_its_checkpoints_are_gone(tiny, tmp_path):
+  tiny.train.steps = 2
+  run = tmp_path / "run"
+  loop.train(tiny, run)
+  shutil.rmtree(run / "checkpoints")
+  before = contents(run)
+  with pytest.raises(UsageError, match="checkpoints are gone"):
+    loop.train(tiny, run)
+  assert contents(run) == before
 
 
 def test_stopped_and_gone_on_with_is_bit_identical_to_never_stopped(tiny, tmp_path):

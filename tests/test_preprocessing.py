@@ -1,3 +1,4 @@
+import errno
 import os
 import shutil
 
@@ -160,6 +161,18 @@ def test_the_same_images_are_fitted_to_once(tmp_path, monkeypatch):
   assert not np.array_equal(matrix("others", images[::-1] // 2), first)
   matrix("other names", classes=("a", "c"))
   assert len(fits) == 3
+
+
+def test_what_may_not_be_read_is_not_called_damaged(tmp_path, images, monkeypatch):
+  fitted = preprocessing.fit("standardize", images)
+  preprocessing.save(preprocessing.Fitted(fitted, ("a",), 400), tmp_path)
+
+  def refuse(_):
+    raise PermissionError(errno.EACCES, "Permission denied")
+
+  monkeypatch.setattr(preprocessing.safetensors.numpy, "load", refuse)
+  with pytest.raises(PermissionError):
+    preprocessing.load("standardize", tmp_path)
 
 
 def test_a_damaged_or_forbidden_cache_is_no_obstacle(tmp_path, monkeypatch):

@@ -50,7 +50,13 @@ def test_a_folder_without_runs_is_refused(tmp_path):
     ("evaluation.json", b"\xff"),
     ("evaluation.json", b"[1]"),
     ("evaluation.json", b'{"error": 8.5, "step": 3}'),
+    ("config.json", b"[" * 100_000),
     ("machine.json", b'{"hardware": {}}'),
+    ("machine.json", b'{"hardware": {}, "versions": {}}'),
+    ("machine.json", b'{"hardware": {"device": "a", "devices": null}, "versions": {}}'),
+    ("metrics.jsonl", b'{"step": 1, "eval_error": 8.5}\n'),
+    ("metrics.jsonl", b'{"step": 1, "eval_error": 8.5, "split": []}\n'),
+    ("metrics.jsonl", b'{"step": 1, "train_error": "8.5"}\n'),
     ("metrics.jsonl", b'{"step": 1}\n{"step": "2"}\n'),
     ("metrics.jsonl", b'{"step": 1, \xff}\n'),
   ],
@@ -69,7 +75,7 @@ def test_a_damaged_record_is_one_line_that_names_it(tiny, tmp_path, part):
   whole = {"config": tiny.to_dict(), "metrics": [{"step": 1}], "evaluation": {}}
   (tmp_path / "a.json").write_text(json.dumps(whole))
   assert records.read(tmp_path)[0].metrics == [{"step": 1}]
-  for value in (3, [3]):
+  for value in (3, [3], {"step": "x"}):
     (tmp_path / "a.json").write_text(json.dumps(whole | {part: value}))
     with pytest.raises(UsageError, match=r"a\.json is no record"):
       records.read(tmp_path)

@@ -77,7 +77,7 @@ def test_what_is_no_number_is_null(tmp_path):
 def test_the_time_of_training_is_that_of_its_steps_by_hand(tmp_path):
   lines = [
     {"step": 10, "images_per_second": 40.0},
-    {"step": 10, "eval_error": 1.0},
+    {"step": 10, "split": "test", "eval_error": 1.0},
     {"step": 30, "images_per_second": 16.0},
   ]
   assert reporting.seconds(lines, batch_size=8) == 10 * 8 / 40 + 20 * 8 / 16

@@ -155,13 +155,18 @@ def read(folder: epath.PathLike) -> list[Record]:
 
 
 def _of_workdir(workdir: epath.Path) -> Record:
-  kept = workdir / layout.MACHINE
+  path = workdir / layout.MACHINE
+  kept = files.read_json(path, {"hardware": dict}) if path.exists() else {}
+  try:
+    machine = _machine(kept)
+  except ValueError as error:
+    raise UsageError(f"{path} is damaged: {error}.") from None
   return Record(
     layout.read_config(workdir),
     # Rounded as its file has them, so that both make the same table.
     [{k: _short(v) for k, v in line.items()} for line in reporting.read(workdir)],
     evaluate.read(workdir),
-    files.read_json(kept, {"hardware": dict, "versions": dict}) if kept.exists() else {},
+    machine,
     workdir.name or workdir.resolve().name,
   )
 
@@ -171,11 +176,21 @@ def _of_file(path: epath.Path) -> Record:
     needed = {"config": dict, "metrics": list, "evaluation": dict}
     values = files.checked(json.loads(path.read_text()), needed)
     config = config_lib.from_json(json.dumps(values["config"]))
-    metrics = [files.checked(x, reporting.LINE) for x in values["metrics"]]
+    metrics = [reporting.checked(x) for x in values["metrics"]]
+    if values["evaluation"]:
+      files.checked(values["evaluation"], evaluate.NEEDED)
     kept = {k: v for k, v in values.items() if k not in needed}
-    return Record(config, metrics, values["evaluation"], kept, path.stem)
+    return Record(config, metrics, values["evaluation"], _machine(kept), path.stem)
   except ValueError as error:
     raise UsageError(f"{path} is no record of a run: {error}") from None
+
+
+def _machine(kept: dict[str, Any]) -> dict[str, Any]:
+  """What was kept of the machine; ValueError where it is damaged. A record may have nothing."""
+  if "hardware" in kept:
+    files.checked(kept, {"hardware": dict, "versions": dict})
+    files.checked(kept["hardware"], {"device": str, "devices": int, "cores": int | None})
+  return kept
 
 
 def _short(value: Any) -> Any:

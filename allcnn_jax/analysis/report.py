@@ -37,7 +37,10 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   """
   source, place = epath.Path(workdir), epath.Path(workdir if output is None else output)
   runs = records.read(source)
-  broken = [f"{p.stem}: {p.read_text().strip()}" for p in sorted(source.glob("*.broken"))]
+  broken = [
+    f"{p.stem}: {p.read_bytes().decode(errors='replace').strip()}"
+    for p in sorted(source.glob("*.broken"))
+  ]
   made = of_folder(source, runs)._replace(broken=broken)
   paths = []
   apart = place.resolve() != source.resolve()

@@ -11,7 +11,7 @@ import re
 
 from etils import epath
 
-from allcnn_jax import files
+from allcnn_jax import files, terminal
 from allcnn_jax.analysis import printed, records, report, tables
 from allcnn_jax.errors import UsageError, one_line
 
@@ -86,7 +86,7 @@ def main():
   with one_line("results"):
     for path, text in generated(flags.root).items():
       files.write(path, text.encode())
-      print(path)
+      terminal.note(str(path))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from allcnn_jax.analysis import saliency
 from allcnn_jax.data import augmentation, datasets, preprocessing
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, is_denied
 from allcnn_jax.nets import architectures, model
 from allcnn_jax.training import parts, restore
 
@@ -198,5 +198,7 @@ def _opened(path: epath.PathLike) -> Image.Image:
       return ImageOps.exif_transpose(Image.open(file))
   except (FileNotFoundError, IsADirectoryError):
     raise UsageError(f"--input={path}: there is no such file.") from None
-  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+  except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    if is_denied(error):
+      raise
     raise UsageError(f"--input={path}: it is no picture that can be read.") from None

@@ -305,11 +305,15 @@ def _npz(path: str) -> dict[str, Dataset]:
         f"npz:{path}: {split}_images must be uint8 (N, H, W), (N, H, W, 1) or (N, H, W, 3), "
         f"not {kind} {form}."
       )
-    whole = np.issubdtype(labels.dtype, np.integer) and labels.shape == images.shape[:1]
-    if not whole or labels.min(initial=0) < 0 or labels.max(initial=0) >= _MOST_CLASSES:
+    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != images.shape[:1]:
       raise UsageError(
-        f"npz:{path}: {split}_labels must be {len(images)} integers from 0, below {_MOST_CLASSES}, "
-        f"of shape ({len(images)},), not {labels.dtype} {labels.shape}."
+        f"npz:{path}: {split}_labels must be integers of shape ({len(images)},), "
+        f"not {labels.dtype} {labels.shape}."
+      )
+    least, most = labels.min(initial=0), labels.max(initial=0)
+    if least < 0 or most >= _MOST_CLASSES:
+      raise UsageError(
+        f"npz:{path}: {split}_labels must be from 0, below {_MOST_CLASSES}, not {least if least < 0 else most}."
       )
     splits[split] = Dataset(images, labels.astype(np.int32), ())
   count = 1 + max(int(data.labels.max(initial=0)) for data in splits.values())
@@ -363,7 +367,9 @@ def _prepared(name: str, data_dir: str) -> Any:
 
 def _open(name: str, builder: Any, split: str) -> Any:
   try:
-    return builder.as_data_source(split=split)
+    source = builder.as_data_source(split=split)
+    len(source)  # refuses a part that ends before it begins
+    return source
   except ValueError:
     if split.partition("[")[0] in builder.info.splits:
       raise UsageError(f"The split {split!r} of {name} is empty, or not understood.") from None

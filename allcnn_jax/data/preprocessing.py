@@ -20,7 +20,7 @@ from etils import epath
 from jaxtyping import Float, UInt8
 
 from allcnn_jax import files
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax.errors import UsageError, is_denied, unknown
 
 LARGEST_ZCA = 1 << 14  # values of an image: so many squared, in float64, are 2 GB
 _CHUNK = 1000  # images at a time: their copies are small enough for memory that is used again
@@ -327,6 +327,8 @@ def load(kind: str, directory: epath.PathLike) -> Fitted:
     arrays = safetensors.numpy.load((directory / _ARRAYS).read_bytes())
     return Fitted(KINDS[kind](**arrays), tuple(facts["classes"]), int(facts["examples"]))
   except Exception as error:
+    if is_denied(error):
+      raise
     raise UsageError(
       f"{directory} is damaged ({error}). Remove it and train again: it is fitted anew."
     ) from None

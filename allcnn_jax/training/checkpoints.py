@@ -39,6 +39,10 @@ _PACKAGE = pathlib.Path(__file__).parents[1]
 _PRETRAINED = (_PACKAGE / "pretrained", _PACKAGE.with_name("pretrained"))
 
 
+class _Unreadable(UsageError):
+  """Orbax cannot read a checkpoint."""
+
+
 class Checkpoints:
   """The checkpoints of one run, `workdir/checkpoints/STEP`."""
 
@@ -63,7 +67,7 @@ class Checkpoints:
       return [weights.load(self._weights)[1]]
     if not self._path.exists():
       return []
-    found = [p for p in self._path.iterdir() if p.name.isdecimal()]
+    found = [p for p in self._path.iterdir() if p.name.isdecimal() and p.is_dir()]
     if files.is_bucket(self._path):
       found = [p for p in found if (p / _WHOLE).exists()]
     return sorted(int(p.name) for p in found)
@@ -153,9 +157,16 @@ class Checkpoints:
       place = self._path / str(candidate)
       found = _damage(place)
       if not found:
+        try:
+          state = _load(place, like)
+        except _Unreadable as error:
+          if (place / _SUMS).exists() or step is not None:
+            raise  # its files are as they were written
+          damage.append(str(error))
+          continue
         if damage and sharding.is_first():
           print(f"{' '.join(damage)} That of step {candidate} is used.", file=sys.stderr)
-        return _load(place, like)
+        return state
       damage.append(f"The checkpoint {place} is damaged: {found}.")
     others = ", ".join(str(s) for s in steps if s != step and step is not None)
     raise UsageError(
@@ -248,7 +259,7 @@ def _reading(place: epath.Path) -> Iterator[None]:
     ):
       raise  # it is not the checkpoint that is at fault
     first = " ".join(str(error).split())[:160]
-    raise UsageError(f"The checkpoint {place} cannot be read ({first} ...).") from None
+    raise _Unreadable(f"The checkpoint {place} cannot be read ({first} ...).") from None
 
 
 def _shapes(tree: PyTree) -> dict[str, tuple[int, ...]]:

@@ -11,12 +11,14 @@ import numpy as np
 from etils import epath
 from jaxtyping import PyTree
 
-from allcnn_jax import files
+from allcnn_jax import files, terminal
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import model
 from allcnn_jax.training import layout, parts, reporting, restore, sharding, sources, weights
 from allcnn_jax.training import step as step_lib
 
+# What `evaluation.json` has at least, of which types.
+NEEDED = {"dataset": str, "split": str, "error": int | float | None, "step": int, "status": str}
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
 # for every image: by guessing, or by how frequent the classes were in training.
 _DEAD = (-0.01, 0.03)
@@ -100,8 +102,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     UsageError: it is damaged.
   """
   path = _path(workdir)
-  needed = {"dataset": str, "split": str, "error": float | None, "step": int, "status": str}
-  return files.read_json(path, needed) if path.exists() else {}
+  return files.read_json(path, NEEDED) if path.exists() else {}
 
 
 def of_training(
@@ -161,7 +162,7 @@ def from_workdir(
   damaged = source.damaged()
   assert scores.examples + len(damaged) == source.examples, f"{scores.examples=} {damaged=}"
   for name in damaged:
-    reporting.note(reporting.left_out(split, name))
+    terminal.note(reporting.left_out(split, name))
   values = summary(
     scores, trained.step, split, dataset or trained.config.dataset.name, len(trained.classes)
   )

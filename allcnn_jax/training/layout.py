@@ -26,6 +26,7 @@ def read_config(workdir: epath.PathLike) -> ml_collections.ConfigDict:
   """
   path = epath.Path(workdir) / CONFIG
   if not path.exists():
+    files.inside(workdir)  # refuses one that may not be looked into
     raise UsageError(f"{workdir} is no run's folder: it has no {CONFIG}.")
   try:
     return config_lib.from_json(path.read_text())

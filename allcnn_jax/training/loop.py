@@ -114,6 +114,10 @@ class _Run:
       if self.step > self.total:
         raise UsageError(f"{workdir} is at step {self.step}, beyond the {self.total} asked for.")
     else:
+      if not new and evaluate.read(workdir).get("status") in ("ok", "dead"):
+        raise UsageError(
+          f"{workdir} is a run's that has ended, and its checkpoints are gone: choose another --workdir."
+        )
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
     reporting.read(workdir)  # damaged files are found while nothing has been changed

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import os
 import shutil
 import sys
 import time
@@ -16,12 +15,13 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 from tqdm import tqdm
 
-from allcnn_jax import files
+from allcnn_jax import files, terminal
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import layout
 
 # What each line of `metrics.jsonl` has.
-LINE = {"step": int}
+_LINE = {"step": int}
+_WORDS = ("split", "damaged")  # all else in it is a number
 _FLUSHED_EVERY = 10  # seconds: TensorBoard's file goes to the disk
 
 
@@ -105,7 +105,7 @@ class Reporter:
 
   def note(self, text: str) -> None:
     """A line of its own, above the bar."""
-    note(text)
+    terminal.note(text)
 
   def _write(self, step: int, values: dict[str, Any]) -> None:
     with self._metrics.open("a") as f:
@@ -169,13 +169,11 @@ def bar(start: int, total: int, unit: str) -> tqdm:
   )
 
 
-def note(text: str) -> None:
-  """A line of its own, above any bar; the run does not need a reader for it."""
-  try:
-    tqdm.write(text)
-    sys.stdout.flush()
-  except BrokenPipeError:  # Ctrl-C ends a `| tee` too, and `metrics.jsonl` has the numbers
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def checked(line: Any) -> dict[str, Any]:
+  """The same line of `metrics.jsonl`; ValueError where it is none that a run writes."""
+  values = files.checked(line, _LINE)
+  asked = {k: str if k in _WORDS else int | float | None for k in values}
+  return files.checked(values, asked | ({"split": str} if "eval_error" in values else {}))
 
 
 def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
@@ -189,7 +187,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
   for i, text in enumerate(lines, 1):
     if text.endswith(b"}"):  # one may be cut by a kill
       try:
-        found.append(files.checked(json.loads(text), LINE))
+        found.append(checked(json.loads(text)))
       except ValueError as error:
         raise UsageError(f"{path} is damaged ({error}): remove its line {i}.") from None
   return found
@@ -215,7 +213,7 @@ class Silent:
 
   def damaged(self, step: int, split: str, records: Sequence[str]) -> None:
     for record in records:
-      note(left_out(split, record))
+      terminal.note(left_out(split, record))
 
   def __getattr__(self, name: str) -> Callable[..., None]:
     return lambda *args: None

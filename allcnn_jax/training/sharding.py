@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import UsageError, is_memory
 
 _AXIS = "data"
 _DEAD_AFTER = 30  # seconds without a heartbeat
@@ -63,7 +63,7 @@ def job() -> Iterator[None]:
   try:
     yield
   except jax.errors.JaxRuntimeError as error:
-    if not joined():
+    if not joined() or is_memory(error):
       raise
     print(
       f"launch.py: process {jax.process_index()} has lost the others, one of which has died, or has failed itself "

@@ -18,7 +18,7 @@ import ml_collections
 from etils import epath
 
 from allcnn_jax import config as config_lib
-from allcnn_jax import files
+from allcnn_jax import files, terminal
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import Hindered, UsageError, is_memory, is_passing, unknown
 from allcnn_jax.training import evaluate, loop, parts, reporting, sharding
@@ -190,7 +190,7 @@ class _Sweep:
     self.costs = {unit: _Cost(plan, unit) for unit in units}
 
   def go(self) -> tuple[str, int]:
-    reporting.note(self._forecast())
+    terminal.note(self._forecast())
     runs = len(self.units) * (len(self.plan.rates) + self.plan.seeds)
     with reporting.bar(0, runs, "run") as bar, loop.on_signal() as asked_to_stop:
       for unit in self.units:
@@ -209,7 +209,7 @@ class _Sweep:
     yield from trials
     rate = self._chosen(unit)
     if rate is None:
-      reporting.note(f"{unit}: no rate of {list(self.plan.rates)} can be chosen; passed.")
+      terminal.note(f"{unit}: no rate of {list(self.plan.rates)} can be chosen; passed.")
     else:
       yield from self.plan.finals(unit, rate)
 
@@ -244,7 +244,7 @@ class _Sweep:
     """Brings a run to its end, unless it has one or is broken, or until asked to stop."""
     if self._mark(run).exists() or self._result(run, unit) is not None:
       return
-    reporting.note(f"-- {run.name}")
+    terminal.note(f"-- {run.name}")
     try:
       shared = self.workdir / _shared(run.config)
       loop.train(run.config, self.workdir / run.name, shared, asked_to_stop)
@@ -261,7 +261,7 @@ class _Sweep:
         traceback.print_exc()
       line = " ".join(f"{type(error).__name__}: {error}".split())[:500]
       files.write(self._mark(run), f"{line}\n".encode())
-      reporting.note(f"Broken: {line}\nIt is passed until {self._mark(run)} is removed.")
+      terminal.note(f"Broken: {line}\nIt is passed until {self._mark(run)} is removed.")
 
   def _broken(self) -> int:
     marks = [path.name for path in self.workdir.glob("*.broken")]
