@@ -212,14 +212,21 @@ def test_a_verb_has_done_its_work_when_nobody_reads_what_it_says():
   assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_a_variable_that_jax_refuses_is_one_line():
-  wrong = os.environ | {"JAX_ENABLE_X64": "maybe"}
-  done = subprocess.run(
-    command("describe", QUICK), cwd=ROOT, env=wrong, capture_output=True, text=True
-  )
+@pytest.mark.parametrize(
+  ("name", "value", "words"),
+  [
+    ("JAX_ENABLE_X64", "maybe", ["describe", QUICK]),
+    ("JAX_PLATFORMS", "gpus", ["visualize", "--figure=1", "--workdir={run}"]),
+  ],
+)
+def test_a_variable_that_jax_refuses_is_one_line(name, value, words, tmp_path):
+  words = command(*(w.format(run=tmp_path / "run") for w in words))
+  wrong = os.environ | {name: value}
+  done = subprocess.run(words, cwd=ROOT, env=wrong, capture_output=True, text=True)
   assert done.returncode == 2
-  assert "JAX_ENABLE_X64" in done.stderr
+  assert name in done.stderr
   assert done.stderr.count("\n") == 1
+  assert not any(tmp_path.iterdir())
 
 
 def test_nothing_is_opened_that_could_run_code(tmp_path):
