@@ -351,10 +351,7 @@ def run(words: Sequence[str]) -> int:
     own = "\n".join(f"  --{flag:9} {_HELP[flag]}" for flag in verb.flags)
     terminal.note(f"{what}\n\n  python launch.py {name} {usage}" + (f"\n\n{own}" if own else ""))
     return 0
-  try:
-    import jax  # noqa: F401  which reads its own variables now
-  except ValueError as error:
-    raise UsageError(f"JAX refuses the environment: {error}") from None
+  _import_jax()
   values = flags.FlagValues()
   for flag in verb.flags:
     _define(flag, values)
@@ -365,6 +362,14 @@ def run(words: Sequence[str]) -> int:
     raise UsageError(f"{name}: {rest[0]!r} is no flag; flags are written --name=value.")
   _check(values, verb.flags)
   return verb.call(values)
+
+
+def _import_jax() -> None:
+  """Imports JAX, which reads its own variables then."""
+  try:
+    import jax  # noqa: F401
+  except ValueError as error:
+    raise UsageError(f"JAX refuses the environment: {error}") from None
 
 
 def _too_large(error: Exception) -> UsageError:
@@ -378,16 +383,17 @@ def main() -> None:
   """Runs what stands on the command line and exits with its status."""
   files.keep_compiled()
   job, leave = contextlib.nullcontext, lambda status: None
-  if sys.argv[1:2] == ["train"]:
-    from allcnn_jax.training import sharding
-
-    job, leave = sharding.job, sharding.leave
   try:
+    if sys.argv[1:2] == ["train"]:
+      _import_jax()
+      from allcnn_jax.training import sharding
+
+      job, leave = sharding.job, sharding.leave
     with job():
       status = run(sys.argv[1:])
   except Exception as error:
     wrong = isinstance(error, (UsageError, flags.Error)) or is_denied(error)
-    if is_memory(error):
+    if is_memory(error) and not is_passing(error):
       error, wrong = _too_large(error), True
     if not (wrong or is_passing(error)):
       traceback.print_exc()

@@ -10,8 +10,9 @@ from collections.abc import Iterable, Iterator
 class UsageError(ValueError):
   """Wrong use: a value, the rule that it breaks and the way out, in one line.
 
-  The launcher prints the line and exits with status 2, as for what `is_denied`, or with 75, to be
-  started again, for what `is_passing`; everything else is a bug of ours and keeps its traceback.
+  The launcher prints the line and exits with status 2, as for what `is_denied` and `is_memory`, or
+  with 75, to be started again, for what `is_passing`; everything else is a bug of ours, with its
+  traceback and status 70.
   """
 
 

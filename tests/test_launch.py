@@ -216,6 +216,7 @@ def test_a_verb_has_done_its_work_when_nobody_reads_what_it_says():
   ("name", "value", "words"),
   [
     ("JAX_ENABLE_X64", "maybe", ["describe", QUICK]),
+    ("JAX_ENABLE_X64", "maybe", ["train", QUICK, "--workdir={run}"]),
     ("JAX_PLATFORMS", "gpus", ["visualize", "--figure=1", "--workdir={run}"]),
   ],
 )
