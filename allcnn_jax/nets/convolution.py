@@ -1,4 +1,5 @@
-"""The convolution of training: on a CPU other ways to the same sums, where they are faster.
+"""The convolution of training: its bias's gradient is summed in full precision, and on a CPU there
+are other ways to the same sums, where they are faster.
 
 Layers with many features go by minimal filtering (`winograd`). Where a kernel sees few numbers,
 such as an image's channels or a single pixel, its gradient is a product of matrices. All else, and
@@ -8,6 +9,7 @@ everything on another back end, is JAX's own.
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import no_type_check
 
 import flax.linen as nn
 import jax
@@ -130,5 +132,41 @@ def _for_linen() -> Callable[..., Array]:
   return conv
 
 
-# `nn.Conv` by `convolve`; NHWC, without dilation or groups.
-Conv = functools.partial(nn.Conv, conv_general_dilated_cls=_for_linen)
+@jax.custom_vjp
+def add_bias(y: Float[Array, "n h w c"], bias: Float[Array, " c"]) -> Float[Array, "n h w c"]:
+  """`y + bias` in the type of `y`; the bias's gradient is summed in its own type.
+
+  Summed in bfloat16, as XLA would, the errors of all places lose what is small beside the sum so far.
+  """
+  return y + bias.astype(y.dtype)[None, None, None]
+
+
+def _add_bias_forward(y, bias):
+  return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias, d):
+  return d, d.sum((0, 1, 2), dtype=bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+# Flax gives its layers fields of types that cannot be checked at run time.
+@no_type_check
+class Conv(nn.Conv):
+  """`nn.Conv` with `add_bias`; NHWC, without dilation or groups."""
+
+  @nn.compact
+  def __call__(self, inputs: Float[Array, "n h w i"]) -> Float[Array, "n u v o"]:
+    """As `nn.Conv`."""
+    shape = (*self.kernel_size, inputs.shape[-1], self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
+    bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
+    x, kernel = self.promote_dtype(inputs, kernel, dtype=self.dtype)
+    conv = self.conv_general_dilated_cls() if self.conv_general_dilated_cls else _plain
+    return add_bias(conv(x, kernel, (self.strides,) * 2, self.padding), bias)
+
+
+# The same by `convolve`.
+Fast = functools.partial(Conv, conv_general_dilated_cls=_for_linen)

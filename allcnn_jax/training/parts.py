@@ -46,11 +46,12 @@ def stored(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 
 
 def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
-  """The same net, variables and all, with the faster convolutions if it runs on one device.
+  """The same net, variables and all, with the convolutions of training.
 
-  They go through a batch in parts, for which several devices would gather all of it on each.
+  The faster ones go through a batch in parts, for which several devices would gather all of it on each.
   """
-  return net.clone(conv=convolution.Conv) if (mesh or sharding.mesh()).size == 1 else net
+  one = (mesh or sharding.mesh()).size == 1
+  return net.clone(conv=convolution.Fast if one else convolution.Conv)
 
 
 def data_set(config: ml_collections.ConfigDict, name: str | None = None) -> tuple[str, int, str]:
