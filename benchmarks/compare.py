@@ -21,7 +21,7 @@ from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import parts
-from benchmarks import output
+from benchmarks import command
 from configs import cifar10
 
 PEER = pathlib.Path(__file__).with_name("torch_peer.py")
@@ -35,15 +35,15 @@ def main():
   parser.add_argument("--python", required=True, help="an interpreter that has PyTorch")
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)
-  parser.add_argument("--batch_size", type=output.positive, default=128)
+  parser.add_argument("--batch_size", type=command.positive, default=128)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
-  parser.add_argument("--rounds", type=output.positive, default=12)
-  output.add_to(parser)
+  parser.add_argument("--rounds", type=command.positive, default=12)
+  command.add_to(parser)
   flags = parser.parse_args()
 
   augmented = ",augment" if flags.augment else ""
-  config = output.config(cifar10.get_config, flags.network + augmented)
+  config = command.config(cifar10.get_config, flags.network + augmented)
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
   backend = jax.default_backend()
@@ -96,14 +96,14 @@ def main():
     f"x {ratio:.3f} of PyTorch's images a second ({low:.3f} to {high:.3f}), {about['way']}"
     + (f"; failed: {', '.join(failed)}" if failed else "")
   )
-  asked = {k: v for k, v in output.asked(flags).items() if k != "python"}
+  asked = {k: v for k, v in command.asked(flags).items() if k != "python"}
   values = {
     "peer": about,
     "images_per_second": {"here": here, "there": there},
     "ratio": ratio,
     "quartiles": [low, high],
   }
-  output.write(flags, asked | values)
+  command.write(flags, asked | values)
 
 
 if __name__ == "__main__":

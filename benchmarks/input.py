@@ -23,7 +23,7 @@ import time
 
 from allcnn_jax.data import stream
 from allcnn_jax.errors import one_line
-from benchmarks import output
+from benchmarks import command
 
 CROPS = stream.Crops((224, 224), 256, random=True)
 _BUFFERED = 10  # batches; more than either keeps
@@ -106,21 +106,21 @@ def seconds_to_first_batch(name, batch, workers):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--dataset", default="imagenet2012")
-  parser.add_argument("--batch_size", type=output.positive, default=64)
+  parser.add_argument("--batch_size", type=command.positive, default=64)
   parser.add_argument(
-    "--cores", type=output.positive, default=1, help="the first cores of the machine"
+    "--cores", type=command.positive, default=1, help="the first cores of the machine"
   )
   parser.add_argument("--workers", type=int, default=0, help="as the key stream.workers")
-  parser.add_argument("--rounds", type=output.positive, default=10)
-  parser.add_argument("--batches", type=output.positive, default=10, help="a round")
+  parser.add_argument("--rounds", type=command.positive, default=10)
+  parser.add_argument("--batches", type=command.positive, default=10, help="a round")
   parser.add_argument(
-    "--epoch", type=output.positive, default=6400, help="images; memory is read ten times"
+    "--epoch", type=command.positive, default=6400, help="images; memory is read ten times"
   )
-  output.add_to(parser)
+  command.add_to(parser)
   flags = parser.parse_args()
   cores = sorted(os.sched_getaffinity(0))[: flags.cores]
   os.sched_setaffinity(0, cores)
-  found = output.asked(flags)
+  found = command.asked(flags)
   stream.Stream(flags.dataset, "train")  # a set that is not at hand is refused here
 
   first = [seconds_to_first_batch(flags.dataset, flags.batch_size, flags.workers) for _ in range(3)]
@@ -158,7 +158,7 @@ def main():
     "ratio_quartiles": benchmark.quartiles(ratios),
   }
   print(f"ratio {found['ratio']:.2f}")
-  output.write(flags, found)
+  command.write(flags, found)
   batches.close()
 
 

@@ -17,13 +17,13 @@ import jax
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import learning_rules, measurements
-from benchmarks import output
+from benchmarks import command
 from configs import feedback_alignment
 
 
 def prepare(name, rule, batch_size):
   """(the seconds that a step takes, those of a measurement of alignment): functions that measure."""
-  config = output.config(feedback_alignment.get_config, f"{name},{rule}")
+  config = command.config(feedback_alignment.get_config, f"{name},{rule}")
   config.train.batch_size = batch_size
   run = benchmark.Rounds(config)
   batch = run.data.take(slice(batch_size))
@@ -56,9 +56,9 @@ def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--network", default="fa_mnist", help="of configs/feedback_alignment.py")
   parser.add_argument("--rules", nargs="+", default=list(learning_rules.RULES))
-  parser.add_argument("--batch_size", type=output.positive, default=128)
-  parser.add_argument("--rounds", type=output.positive, default=20)
-  output.add_to(parser)
+  parser.add_argument("--batch_size", type=command.positive, default=128)
+  parser.add_argument("--rounds", type=command.positive, default=20)
+  command.add_to(parser)
   flags = parser.parse_args()
 
   about = {"network": flags.network, "batch_size": flags.batch_size, "rounds": flags.rounds}
@@ -72,7 +72,7 @@ def main():
     found[rule] = compared(rule, step, bp, flags.rounds)
     if rule == "fa":
       found["measure (fa)"] = compared("measure (fa)", measure, bp, flags.rounds)
-    output.write(flags, about | {"steps": found})  # what has been measured is kept
+    command.write(flags, about | {"steps": found})  # what has been measured is kept
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import parts, randomness
 from allcnn_jax.training import step as step_lib
-from benchmarks import output
+from benchmarks import command
 from configs import cifar10
 
 CLASSES = 10
@@ -74,17 +74,17 @@ def main():
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-  parser.add_argument("--batch_size", type=output.positive, default=128)
-  output.add_to(parser)
+  parser.add_argument("--batch_size", type=command.positive, default=128)
+  command.add_to(parser)
   flags = parser.parse_args()
 
-  config = output.config(cifar10.get_config, flags.network)
+  config = command.config(cifar10.get_config, flags.network)
   config.model.width, config.train.dtype = flags.width, flags.dtype
   config.train.batch_size = flags.batch_size
   found = errors(config)
   for name, error in found.items():
     print(f"{name:16} {error:.1e}")
-  output.write(flags, output.asked(flags) | {"errors": found})
+  command.write(flags, command.asked(flags) | {"errors": found})
 
 
 if __name__ == "__main__":

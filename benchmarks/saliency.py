@@ -17,7 +17,7 @@ import numpy as np
 from allcnn_jax.analysis import patches, saliency
 from allcnn_jax.errors import one_line
 from allcnn_jax.nets import model, relu
-from benchmarks import output
+from benchmarks import command
 
 
 def seconds(functions: dict, repeats: int) -> dict[str, float]:
@@ -34,12 +34,12 @@ def seconds(functions: dict, repeats: int) -> dict[str, float]:
 
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--images", type=output.positive, default=10_000)
-  parser.add_argument("--batch_size", type=output.positive, default=128)
+  parser.add_argument("--images", type=command.positive, default=10_000)
+  parser.add_argument("--batch_size", type=command.positive, default=128)
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--layer", default="conv7")
-  parser.add_argument("--repeats", type=output.positive, default=3)
-  output.add_to(parser)
+  parser.add_argument("--repeats", type=command.positive, default=3)
+  command.add_to(parser)
   flags = parser.parse_args()
 
   net = model.create("all_cnn_c", 10, width=flags.width)
@@ -70,7 +70,7 @@ def main() -> None:
   gradient = seconds(gradients, 5 * flags.repeats)
   search = seconds(passes, flags.repeats)
   found = {
-    **output.asked(flags),
+    **command.asked(flags),
     "seconds": gradient | search,
     "guided / plain gradient": gradient["guided"] / gradient["plain"],
     "patches / forward": search["patches"] / search["forward"],
@@ -79,7 +79,7 @@ def main() -> None:
     print(f"{name:10} {1000 * value:10.1f} ms")
   for ratio in ("guided / plain gradient", "patches / forward"):
     print(f"{ratio}: {found[ratio]:.3f}")
-  output.write(flags, found)
+  command.write(flags, found)
 
 
 if __name__ == "__main__":

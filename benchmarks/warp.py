@@ -21,7 +21,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import augmentation
 from allcnn_jax.errors import one_line
-from benchmarks import output
+from benchmarks import command
 from configs import cifar10_large
 
 SIZE = (126, 126)
@@ -63,10 +63,10 @@ def share_of_a_step(batch_size, rounds):
 
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--images", type=output.positive, default=128)
-  parser.add_argument("--rounds", type=output.positive, default=20)
+  parser.add_argument("--images", type=command.positive, default=128)
+  parser.add_argument("--rounds", type=command.positive, default=20)
   parser.add_argument("--step", action="store_true", help="the share of a whole step instead")
-  output.add_to(parser)
+  command.add_to(parser)
   flags = parser.parse_args()
   found = {"images": flags.images, "rounds": flags.rounds}
 
@@ -100,7 +100,7 @@ def main():
       found[name] = {"milliseconds_an_image": each, "times_as_fast_as_scipy": ratio}
       print(f"{name:12} {each:7.3f} ms an image   {ratio:5.2f} times as fast as SciPy")
     print(f"largest difference between warp and SciPy: {worst:.1g}")
-  output.write(flags, found)
+  command.write(flags, found)
 
 
 if __name__ == "__main__":

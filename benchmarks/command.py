@@ -1,4 +1,4 @@
-"""What benchmarks are asked, looked at before anything is measured, and the JSON that they write."""
+"""A benchmark's command line, looked at before anything is measured, and the JSON that it writes."""
 
 import argparse
 import pathlib
