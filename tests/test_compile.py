@@ -13,6 +13,7 @@ from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
 from allcnn_jax.training import parts
+from tests import processes
 from tests.shipped import load
 
 tpu = [
@@ -205,6 +206,15 @@ def test_eight_gpus_exchange_one_message(mark):
   (message,) = step.exchanges
   # As many numbers as weights, and the batch's two sums; XLA may fill up the end.
   assert 0 <= message.bytes - (4 * 1_369_738 + 8) < 64
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_a_user_who_sets_no_variable_compiles_for_a_gpu(mark):
+  words = ["launch.py", "compile", *processes.TINY, "--topology=h200:1"]
+  env = processes.environment()
+  del env["JAX_PLATFORMS"]
+  (status,), (out,), errors = processes.finish(processes.start(*words, env=env))
+  assert (status, out.splitlines()[-1:]) == (0, ["It fits."]), errors
 
 
 CASES = [

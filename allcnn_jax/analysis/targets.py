@@ -91,6 +91,8 @@ gpu_device_info {{
 }}
 """
 
+# JAX would leave its plugin out where CUDA's other libraries are not installed.
+_NO_GPU_HERE = {"JAX_SKIP_CUDA_CONSTRAINTS_CHECK": "1"}
 _NO_TPU_HERE = {
   "TPU_SKIP_MDS_QUERY": "1",
   "TPU_ACCELERATOR_TYPE": "v5e-8",
@@ -119,6 +121,7 @@ def target(name: str) -> Target:
 
 
 def _gpus(gpu: _Gpu, count: str) -> list[Any]:
+  _set(_NO_GPU_HERE)
   try:
     return topologies.get_topology_desc(
       platform="cuda", target_config=_HOPPER.format(**gpu._asdict()), topology=f"1x1x{count}"
@@ -134,8 +137,7 @@ def _gpus(gpu: _Gpu, count: str) -> list[Any]:
 def _tpus(name: str) -> list[Any]:
   """The devices of a slice; none if there is no such slice."""
   # libtpu would ask a network for the TPU that it thinks it sits on.
-  for key, value in _NO_TPU_HERE.items():
-    os.environ.setdefault(key, value)
+  _set(_NO_TPU_HERE)
   # A host has four chips; a slice of one chip is a part of a host.
   part = {"chips_per_host_bounds": (1, 1, 1)} if name.endswith(":1x1") else {}
   try:
@@ -148,3 +150,8 @@ def _tpus(name: str) -> list[Any]:
     if isinstance(error, jax.errors.JaxRuntimeError) and "INVALID_ARGUMENT" not in str(error):
       raise
     return []
+
+
+def _set(variables: dict[str, str]) -> None:
+  for key, value in variables.items():
+    os.environ.setdefault(key, value)
