@@ -1,12 +1,11 @@
-"""The training convolution against JAX's own, and where it goes another way."""
+"""Our convolution against JAX's own, and where it goes another way."""
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from allcnn_jax.nets import convolution, model, winograd
+from allcnn_jax.nets import convolution, winograd
 
 CASES = {
   "padded": ((6, 8, 8, 3), (3, 3, 3, 32), (1, 1), ((1, 1), (1, 1))),
@@ -83,47 +82,3 @@ def test_only_a_cpu_goes_another_way_and_only_where_it_is_faster(case, other):
   for platform in ("cpu", "tpu", "cuda"):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.while" in text) == (other and platform == "cpu")
-
-
-def test_the_training_net_convolves_so():
-  net = model.create("all_cnn_c", 10, width=0.34).clone(conv=convolution.Fast)
-  images = jnp.zeros((2, 32, 32, 3))
-  variables = jax.eval_shape(net.init, jax.random.key(0), images)
-  assert "custom_vjp" in str(jax.make_jaxpr(net.apply)(variables, images))
-
-
-def _bias_gradient(conv, dtype, key):
-  """Of many errors that are large one way, then the other way."""
-  layer = conv(4, (1, 1), strides=1, padding=((0, 0), (0, 0)), dtype=dtype)
-  d = jnp.full((64, 16, 16, 4), 0.1) + 0.01 * jax.random.normal(key, (64, 16, 16, 4))
-  d = d.at[32:].multiply(-0.9).astype(dtype)
-  x = jnp.zeros((64, 16, 16, 3), dtype)
-  params = layer.init(key, x)
-  gradient = jax.jit(jax.grad(lambda p: (layer.apply(p, x) * d).sum(dtype=jnp.float32)))(params)
-  return gradient["params"]["bias"], np.asarray(d, np.float64).sum((0, 1, 2))
-
-
-def test_errors_that_nearly_cancel_reach_the_bias_in_bfloat16(key):
-  for conv in (convolution.Conv, convolution.Fast):
-    found, exact = _bias_gradient(conv, jnp.bfloat16, key)
-    np.testing.assert_allclose(found, exact, rtol=1e-3)
-
-
-def test_the_layer_is_flax_s_own_but_for_its_sums(key):
-  x = jax.random.normal(key, (2, 9, 9, 3))
-  fields = {"strides": 2, "padding": ((1, 1), (1, 0)), "bias_init": nn.initializers.normal(1.0)}
-  theirs = nn.Conv(5, (3, 3), **fields)
-  params = theirs.init(key, x)
-
-  def gradient(layer):
-    return jax.grad(lambda p, x: jnp.square(layer.apply(p, x)).sum(), argnums=(0, 1))(params, x)
-
-  for conv in (convolution.Conv, convolution.Fast):
-    ours = conv(5, (3, 3), **fields)
-    jax.tree.map(np.testing.assert_array_equal, ours.init(key, x), params)
-    np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), rtol=1e-5, atol=1e-5)
-    jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4),
-      gradient(ours),
-      gradient(theirs),
-    )

@@ -6,7 +6,7 @@ import pytest
 
 from allcnn_jax.data import augmentation
 from allcnn_jax.errors import UsageError
-from allcnn_jax.nets import convolution
+from allcnn_jax.nets import linear
 from allcnn_jax.training import parts
 from allcnn_jax.training import step as step_lib
 
@@ -36,9 +36,10 @@ def test_keys_reach_the_augmentation(tiny):
   assert parts.recipe(tiny, 10, 96).plain_from == 36
 
 
-def test_one_device_trains_with_the_faster_convolution(tiny):
-  mine = parts.recipe(tiny, 10, 96).net.conv
-  assert mine is (convolution.Fast if jax.device_count() == 1 else convolution.Conv)
+def test_a_run_trains_with_the_layers_of_training_one_device_with_the_faster_convolution(tiny):
+  net = parts.recipe(tiny, 10, 96).net
+  assert net.conv is (linear.Fast if jax.device_count() == 1 else linear.Conv)
+  assert net.dense is linear.Dense
 
 
 def test_more_steps_than_are_counted_are_refused(tiny):

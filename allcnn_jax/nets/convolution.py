@@ -1,5 +1,4 @@
-"""The convolution of training: its bias's gradient is summed in full precision, and on a CPU there
-are other ways to the same sums, where they are faster.
+"""JAX's convolution; on a CPU there are other ways to the same sums, where they are faster.
 
 Layers with many features go by minimal filtering (`winograd`). Where a kernel sees few numbers,
 such as an image's channels or a single pixel, its gradient is a product of matrices. All else, and
@@ -9,9 +8,7 @@ everything on another back end, is JAX's own.
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import no_type_check
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -45,13 +42,19 @@ def convolve(
   def filtered(x, kernel):
     return winograd.forward(x, kernel, strides[0], padding)
 
-  plain = functools.partial(_plain, strides=strides, padding=padding)
+  plain = functools.partial(direct, strides=strides, padding=padding)
   if not winograd.suits(x, kernel, strides):
     return plain(x, kernel)
   return jax.lax.platform_dependent(x, kernel, cpu=filtered, default=plain)
 
 
-def _plain(x, kernel, strides, padding):
+def direct(
+  x: Float[Array, "n h w i"],
+  kernel: Float[Array, "k l i o"],
+  strides: tuple[int, int],
+  padding: Pairs,
+) -> Float[Array, "n u v o"]:
+  """The same by JAX alone."""
   numbers = ("NHWC", "HWIO", "NHWC")
   return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=numbers)
 
@@ -64,7 +67,7 @@ def _backward(strides, padding, kept, d):
   x, kernel = kept
 
   def plain(x, kernel, d):
-    _, pull = jax.vjp(lambda x, kernel: _plain(x, kernel, strides, padding), x, kernel)
+    _, pull = jax.vjp(lambda x, kernel: direct(x, kernel, strides, padding), x, kernel)
     return pull(d)
 
   def filtered(x, kernel, d):
@@ -72,7 +75,7 @@ def _backward(strides, padding, kept, d):
     return back, winograd.weight_gradient(x, d, len(kernel), strides[0], padding)
 
   def multiplied(x, kernel, d):
-    _, pull = jax.vjp(lambda x: _plain(x, kernel, strides, padding), x)
+    _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
     return *pull(d), weight_gradient(x, d, kernel.shape[:2], strides, padding)
 
   if winograd.suits(x, kernel, strides):
@@ -123,50 +126,10 @@ def weight_gradient(
   return total.reshape(*window, x.shape[3], features)
 
 
-def _for_linen() -> Callable[..., Array]:
-  """Called by `nn.Conv` as it calls `lax.conv_general_dilated`."""
+def for_linen() -> Callable[..., Array]:
+  """`convolve`, called by `nn.Conv` as it calls `lax.conv_general_dilated`."""
 
   def conv(x, kernel, strides, padding, **rest):
     return convolve(x, kernel, tuple(strides), tuple(padding))
 
   return conv
-
-
-@jax.custom_vjp
-def add_bias(y: Float[Array, "n h w c"], bias: Float[Array, " c"]) -> Float[Array, "n h w c"]:
-  """`y + bias` in the type of `y`; the bias's gradient is summed in its own type.
-
-  Summed in bfloat16, as XLA would, the errors of all places lose what is small beside the sum so far.
-  """
-  return y + bias.astype(y.dtype)[None, None, None]
-
-
-def _add_bias_forward(y, bias):
-  return add_bias(y, bias), bias
-
-
-def _add_bias_backward(bias, d):
-  return d, d.sum((0, 1, 2), dtype=bias.dtype)
-
-
-add_bias.defvjp(_add_bias_forward, _add_bias_backward)
-
-
-# Flax gives its layers fields of types that cannot be checked at run time.
-@no_type_check
-class Conv(nn.Conv):
-  """`nn.Conv` with `add_bias`; NHWC, without dilation or groups."""
-
-  @nn.compact
-  def __call__(self, inputs: Float[Array, "n h w i"]) -> Float[Array, "n u v o"]:
-    """As `nn.Conv`."""
-    shape = (*self.kernel_size, inputs.shape[-1], self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, self.param_dtype)
-    bias = self.param("bias", self.bias_init, (self.features,), self.param_dtype)
-    x, kernel = self.promote_dtype(inputs, kernel, dtype=self.dtype)
-    conv = self.conv_general_dilated_cls() if self.conv_general_dilated_cls else _plain
-    return add_bias(conv(x, kernel, (self.strides,) * 2, self.padding), bias)
-
-
-# The same by `convolve`.
-Fast = functools.partial(Conv, conv_general_dilated_cls=_for_linen)

@@ -23,7 +23,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Key, PyTree
 
 from allcnn_jax.errors import UsageError, unknown
-from allcnn_jax.nets import convolution
+from allcnn_jax.nets import linear
 
 # The standard deviation of a random feedback weight, by the n_out and n_in of its `Layer`. [M18]:
 # variance 1/n_out keeps the size of an error signal; "fan_in" gives B the variance of W, and
@@ -163,7 +163,12 @@ class _OnwardDense(nn.Dense):
   """See `_OnwardConv`."""
 
 
-_ONWARD = {nn.Conv: _OnwardConv, convolution.Conv: _OnwardConv, nn.Dense: _OnwardDense}
+_ONWARD = {
+  nn.Conv: _OnwardConv,
+  linear.Conv: _OnwardConv,
+  nn.Dense: _OnwardDense,
+  linear.Dense: _OnwardDense,
+}
 _OURS = (Conv, Dense, *_ONWARD.values())
 
 

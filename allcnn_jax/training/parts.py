@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from allcnn_jax.data import augmentation, datasets
 from allcnn_jax.errors import UsageError
-from allcnn_jax.nets import architectures, convolution, model
+from allcnn_jax.nets import architectures, linear, model
 from allcnn_jax.training import learning_rules, optimizer, sharding
 from allcnn_jax.training import step as step_lib
 
@@ -46,12 +46,12 @@ def stored(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 
 
 def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
-  """The same net, variables and all, with the convolutions of training.
+  """The same net, variables and all, with the layers of training.
 
-  The faster ones go through a batch in parts, for which several devices would gather all of it on each.
+  The faster convolutions go through a batch in parts, for which several devices would gather all of it on each.
   """
   one = (mesh or sharding.mesh()).size == 1
-  return net.clone(conv=convolution.Fast if one else convolution.Conv)
+  return net.clone(conv=linear.Fast if one else linear.Conv, dense=linear.Dense)
 
 
 def data_set(config: ml_collections.ConfigDict, name: str | None = None) -> tuple[str, int, str]:

@@ -1,0 +1,67 @@
+"""The layers of training: Flax's own, but that the gradients of biases are summed in full precision.
+
+A bias's gradient is a sum over all places of all images of a batch, which nearly cancel. Summed in
+bfloat16, as XLA would, they lose what is small beside the sum so far.
+"""
+
+import functools
+from typing import no_type_check
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from allcnn_jax.nets import convolution
+
+
+@jax.custom_vjp
+def add_bias(y: Float[Array, "*places c"], bias: Float[Array, " c"]) -> Float[Array, "*places c"]:
+  """`y + bias` in the type of `y`; the bias's gradient is summed in its own type."""
+  return y + jnp.broadcast_to(bias.astype(y.dtype), y.shape)
+
+
+def _add_bias_forward(y, bias):
+  return add_bias(y, bias), bias
+
+
+def _add_bias_backward(bias, d):
+  return d, d.sum(range(d.ndim - 1), dtype=bias.dtype)
+
+
+add_bias.defvjp(_add_bias_forward, _add_bias_backward)
+
+
+# Flax gives its layers fields of types that cannot be checked at run time.
+@no_type_check
+class Conv(nn.Conv):
+  """`nn.Conv` with `add_bias`; NHWC, without dilation or groups."""
+
+  @nn.compact
+  def __call__(self, inputs: Float[Array, "n h w i"]) -> Float[Array, "n u v o"]:
+    """As `nn.Conv`."""
+    x, kernel, bias = _weights(self, inputs, (*self.kernel_size, inputs.shape[-1], self.features))
+    conv = self.conv_general_dilated_cls() if self.conv_general_dilated_cls else convolution.direct
+    return add_bias(conv(x, kernel, (self.strides,) * 2, self.padding), bias)
+
+
+@no_type_check
+class Dense(nn.Dense):
+  """`nn.Dense` with `add_bias`."""
+
+  @nn.compact
+  def __call__(self, inputs: Float[Array, "n i"]) -> Float[Array, "n o"]:
+    """As `nn.Dense`."""
+    x, kernel, bias = _weights(self, inputs, (inputs.shape[-1], self.features))
+    return add_bias(x @ kernel, bias)
+
+
+def _weights(layer, inputs, shape):
+  """The input and the layer's kernel in the type of the computation, and its bias."""
+  kernel = layer.param("kernel", layer.kernel_init, shape, layer.param_dtype)
+  bias = layer.param("bias", layer.bias_init, (layer.features,), layer.param_dtype)
+  return *layer.promote_dtype(inputs, kernel, dtype=layer.dtype), bias
+
+
+# The convolution in the ways that are faster on a CPU, of one device.
+Fast = functools.partial(Conv, conv_general_dilated_cls=convolution.for_linen)
