@@ -17,6 +17,13 @@ def test_backpropagation_alone_has_no_figure_of_its_own_errors(figure):
     alignment.CHARTS[figure]([run("bp")])
 
 
+def test_groups_stand_in_the_papers_order():
+  runs = [run("fa_usf"), run("fa", train__epochs=5), run("fa", train__epochs=2), run("bp")]
+  rules = [runs[0].config.rule.name for _, runs in alignment.groups(runs)]
+  assert rules == ["bp", "fa", "fa", "fa_usf"]
+  assert [runs[0].config.train.epochs for _, runs in alignment.groups(runs)][1:3] == [2, 5]
+
+
 def test_runs_are_grouped_by_all_but_their_seed_and_named_by_what_differs():
   runs = [
     run(),
@@ -81,11 +88,11 @@ def test_learning_curves_leave_dead_runs_out_where_others_are_there():
     x.evaluation["status"] = "dead"
   chart = alignment.learning([run(), dead, alone])
   assert [[c.y.tolist() for c in panel.curves] for panel in chart.panels] == [
-    [[10, 20], [20, 40]],
-    [[20, 40], [40, 80]],
+    [[20, 40], [10, 20]],
+    [[40, 80], [20, 40]],
   ]
   assert chart.caption.endswith(
-    "have not ended are left out where others are there. Runs: fa: 1, bp: 1."
+    "have not ended are left out where others are there. Runs: bp: 1, fa: 1."
   )
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 
 from allcnn_jax.analysis import alignment, drawing
+from allcnn_jax.analysis.chart import Chart, Curve, Panel
 from allcnn_jax.analysis.sheet import Block, Row
 from tests.made import of_rule as run
 from tests.made import sheet
@@ -34,3 +35,29 @@ def test_a_chart_has_ink_of_each_line():
   for blue, orange in (((31, 119, 180), (255, 127, 14)),):
     assert (image == blue).all(-1).any()
     assert (image == orange).all(-1).any()
+
+
+def test_more_curves_than_colours_are_told_apart():
+  def drawn(first, eleventh):
+    levels = [first, *range(2, 11), eleventh]
+    curves = [
+      Curve(str(i), np.arange(5.0), np.full(5, float(y)), np.zeros(5)) for i, y in enumerate(levels)
+    ]
+    return drawing.draw(Chart("c", "", "A caption.", [Panel("", "error, %", curves)]))
+
+  assert not np.array_equal(drawn(0, 1), drawn(1, 0))
+
+
+def test_a_long_legend_hides_no_curve():
+  def ink(name):
+    panels = [
+      Panel("", "error, %", [Curve(name + label, np.arange(5.0), np.arange(5.0), np.zeros(5))])
+      for label in "ab"
+    ]
+    image = drawing.draw(Chart("c", "", "A caption.", panels))
+    frame = np.argwhere((image == 0).all(-1).sum(axis=1) > 500)[
+      :, 0
+    ]  # the axes' upper and lower edge
+    return (image[frame.min() : frame.max()] != 255).any(-1).sum()
+
+  np.testing.assert_allclose(ink("a long name of a rule, " * 6), ink(""), rtol=0.02)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
+from cycler import cycler
 from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -22,10 +23,12 @@ _FONT = "DejaVu Sans"  # which comes with matplotlib
 # A sheet: pixels between pictures, and around the whole; points of its letters.
 _GAP, _MARGIN = 6, 24
 _SMALL, _TEXT, _TITLE = 6, 7, 11
-# A chart: panels in a row; inches of a panel, and of a legend's letter.
+# A chart: panels in a row; inches of a panel, of a line of its caption, of a line of a legend and
+# of what is beside the words there; letters in a line below one panel.
 _COLUMNS = 4
 _SIZE = (3.2, 2.7)
-_LETTER = 0.06
+_LINE, _LEGEND_LINE, _HANDLE = 0.16, 0.147, 0.5
+_LETTERS = 36
 
 
 def draw(figure: Sheet | Chart) -> UInt8[np.ndarray, "h w 3"]:
@@ -177,21 +180,27 @@ def _width(text: str, points: int, weight: str = "normal") -> int:
 
 
 def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
-  """Panels in rows of four; one legend if all have the same, else one in each."""
+  """Panels in rows of four; below them one legend if all have the same, else one below each."""
   columns = min(len(chart.panels), _COLUMNS)
   rows = math.ceil(len(chart.panels) / columns)
-  width, height = max(_SIZE[0] * columns, 6.4), _SIZE[1] * rows
+  width = max(_SIZE[0] * columns, 6.4)
   caption = textwrap.wrap(chart.caption, int(width * 17))
   labels = {tuple(curve.label for curve in panel.curves) for panel in chart.panels}
   shared = len(labels) == 1
-  legend, abreast = 0.0, columns
+  height, legend, abreast = _SIZE[1] * rows, 0.0, columns
   if shared:
     (named,) = labels
-    abreast = min(columns, max(1, int(width / (_LETTER * max(map(len, named)) + 0.4))))
-    legend = 0.16 * math.ceil(len(named) / abreast) + 0.15
-  below = 0.16 * len(caption) + 0.15
+    widest = max(_width(label, _TEXT) for label in named) / DPI
+    abreast = min(columns, max(1, int(width / (widest + _HANDLE))))
+    legend = _LEGEND_LINE * math.ceil(len(named) / abreast) + 0.15
+  else:
+    height += _LEGEND_LINE * max(_lines_below(x) for x in labels) * rows
+  below = _LINE * len(caption) + 0.15
   whole = height + 0.3 + legend + below
-  with matplotlib.rc_context({"font.size": 7, "font.family": _FONT}):
+  # More curves than colours: in dashes.
+  styles = cycler(linestyle=["-", "--", ":"]) * matplotlib.rcParamsDefault["axes.prop_cycle"]
+  look = {"font.size": _TEXT, "font.family": _FONT, "axes.prop_cycle": styles}
+  with matplotlib.rc_context(look):
     figure = Figure((width, whole), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     free = (legend + below) / whole
@@ -201,7 +210,9 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     for axes, panel in zip(grid.flat, chart.panels):
       _panel(axes, panel)
       if not shared:
-        axes.legend(fontsize=6, frameon=False)
+        lines, named = axes.get_legend_handles_labels()
+        place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
+        axes.legend(lines, [textwrap.fill(x, _LETTERS) for x in named], frameon=False, **place)
     for axes in grid.flat[len(chart.panels) :]:
       axes.set_axis_off()
     if shared:
@@ -213,6 +224,10 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
+def _lines_below(labels: Sequence[str]) -> int:
+  return sum(len(textwrap.wrap(label, _LETTERS)) for label in labels)
+
+
 def _panel(axes, panel: Panel) -> None:
   for curve in panel.curves:
     x, y, spread = curve.x, curve.y, curve.spread
@@ -222,6 +237,6 @@ def _panel(axes, panel: Panel) -> None:
       axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
   if panel.logarithmic:
     axes.set_yscale("log")
-  axes.set_title(textwrap.fill(panel.title, 36), fontsize=8)
+  axes.set_title(textwrap.fill(panel.title, _LETTERS), fontsize=8)
   axes.set_xlabel("epoch")
   axes.set_ylabel(panel.ylabel)

@@ -10,13 +10,15 @@ from etils import epath
 from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, layout, reporting, sweep
+from allcnn_jax.nets import architectures
+from allcnn_jax.training import evaluate, layout, learning_rules, reporting, sweep
 
 # What a report writes into a folder of records, and a sweep into its own.
 REPORT = "report.json"
 NO_RECORDS = (REPORT, sweep.FILE)
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", *config_lib.QUIET)
+_RULES = tuple(learning_rules.RULES)
 
 
 class Record(NamedTuple):
@@ -96,6 +98,8 @@ def alive(runs: Sequence[Record]) -> list[Record]:
 def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()) -> list[Group]:
   """Runs of one config, whatever their seeds, with a name that tells them from the others.
 
+  They stand in the papers' order: by network, by rule, then by epochs.
+
   Args:
     runs: of any configs.
     by: the config keys whose values begin the name. The other keys that differ between runs that
@@ -110,7 +114,12 @@ def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = (
     said = ", ".join(f"{k} {v}" for k, v in sorted(told.items()))
     name = ", ".join(str(values[k]) for k in by) + (f" ({said})" if said else "")
     found.setdefault(_key(values), (name, []))[1].append(run)
-  return list(found.values())
+  return sorted(found.values(), key=lambda group: _place(group[1][0].config))
+
+
+def _place(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
+  nets, rules = architectures.NAMES, _RULES
+  return nets.index(config.model.name), rules.index(config.rule.name), config.train.epochs
 
 
 def _telling(run: Record) -> dict[str, Any]:
