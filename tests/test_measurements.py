@@ -59,10 +59,11 @@ def test_an_angle_is_numpy_s_and_exact_at_its_ends(key):
   np.testing.assert_allclose(measurements.angle(u, v), np.degrees(np.arccos(cosine)), rtol=1e-5)
   np.testing.assert_allclose(measurements.angle(u, 3 * u), 0, atol=1e-4)
   np.testing.assert_allclose(measurements.angle(u, -u), 180, atol=1e-4)
-  np.testing.assert_allclose(measurements.angle(u, 0 * u), 90, atol=1e-4)
-  np.testing.assert_allclose(
-    measurements.angle(1e-18 * u, 1e-18 * v), measurements.angle(u, v), rtol=1e-5
-  )
+  assert np.isnan(measurements.angle(u, 0 * u))
+  for small in (1e-18, 1e-30):
+    np.testing.assert_allclose(
+      measurements.angle(small * u, small * v), measurements.angle(u, v), rtol=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["bp", "bp_const"])
@@ -107,9 +108,9 @@ def test_the_error_signals_are_those_of_feedback_alignment_by_hand(params, batch
 
 def test_where_backpropagation_sends_nothing_no_angle_and_no_ratio_is_made_up(params, batch):
   dead = {**params, "dense2": jax.tree.map(jnp.zeros_like, params["dense2"])}
-  for rule, between in (("fa", 90.0), ("bp", 90.0)):
+  for rule in ("fa", "bp"):
     found = measured(recipe(rule), dead, batch)
-    assert found["error_angle/dense1"] == between
+    assert np.isnan(found["error_angle/dense1"])
     assert np.isnan(found["error_ratio/dense1"])
 
 

@@ -197,7 +197,9 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
   below = _LINE * len(caption) + 0.15
   whole = height + 0.3 + legend + below
   # More curves than colours: in dashes.
-  styles = matplotlib.cycler(linestyle=["-", "--", ":"]) * matplotlib.rcParamsDefault["axes.prop_cycle"]
+  styles = (
+    matplotlib.cycler(linestyle=["-", "--", ":"]) * matplotlib.rcParamsDefault["axes.prop_cycle"]
+  )
   look = {"font.size": _TEXT, "font.family": _FONT, "axes.prop_cycle": styles}
   with matplotlib.rc_context(look):
     figure = Figure((width, whole), dpi=DPI, layout="constrained")

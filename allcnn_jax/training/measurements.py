@@ -16,16 +16,18 @@ from allcnn_jax.training import step as step_lib
 
 
 def angle(u: Float[Array, "..."], v: Float[Array, "..."]) -> Float[Array, ""]:
-  """The angle between two arrays as vectors, in degrees; 90 if one of them is zero.
+  """The angle between two arrays as vectors, in degrees; no number if one of them is zero.
 
   Written as 2 atan(|u - v| / |u + v|) of the unit vectors, which is exact near 0 and 180 too.
   """
-  norms = [learning_rules.norm(x) for x in (u, v)]
-  u, v = (
-    x.astype(jnp.float32) / jnp.maximum(n, learning_rules.TINY) for x, n in zip((u, v), norms)
-  )
-  between = 2 * jnp.arctan2(learning_rules.norm(u - v), learning_rules.norm(u + v))
-  return jnp.where(jnp.minimum(*norms) == 0, 90.0, jnp.degrees(between))
+  u, v = (x.astype(jnp.float32) / _norm(x) for x in (u, v))
+  return jnp.degrees(2 * jnp.arctan2(_norm(u - v), _norm(u + v)))
+
+
+def _norm(x: Float[Array, "..."]) -> Float[Array, ""]:
+  """The 2-norm, also of numbers whose squares are too small for float32, as errors come to be."""
+  largest = jnp.abs(x).max().astype(jnp.float32)
+  return largest * learning_rules.norm(x / jnp.where(largest > 0, largest, 1))
 
 
 @jax.jit
@@ -42,8 +44,8 @@ def measure(
   Returns:
     error_angle: between the rule's error signal and backpropagation's at the layer's output
       before its activation, as vectors over the batch; degrees ([M18] Fig. 3).
-    error_ratio: the norm of the rule's over that of backpropagation's ([M18] Fig. 2); no number
-      where that is zero, as in a dead network.
+    error_ratio: the norm of the rule's over that of backpropagation's ([M18] Fig. 2). Neither is a
+      number where that is zero, as in a dead network, or one that is sure of each image.
     weight_angle: between W and B, degrees; for rules that have a B of the shape of W. That of
       the first layer carries nothing.
     sign_differs, sign_ever_differed: the shares of a layer's weights whose sign is not that at
@@ -53,8 +55,8 @@ def measure(
   found = {}
   for path, bp in by_bp.items():
     d = by_rule[path]
-    norm = learning_rules.norm(bp)
-    ratio = jnp.where(norm > 0, learning_rules.norm(d) / norm, jnp.nan)
+    norm = _norm(bp)
+    ratio = jnp.where(norm > 0, _norm(d) / norm, jnp.nan)
     found |= {("error_angle", *path[:-1]): angle(d, bp), ("error_ratio", *path[:-1]): ratio}
 
   kernels = learning_rules.kernels_of(variables["params"])
