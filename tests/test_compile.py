@@ -139,7 +139,7 @@ def check(compiled, config):
   """What holds of every run: it fits, and all gradients cross in one message."""
   net = parts.network(config, datasets.sizes(config.dataset.name).classes)
   parameters = sum(r.parameters for r in architectures.trace(net.table, parts.image(config)))
-  biases = sum(x.features for x in net.table if isinstance(x, architectures.Conv))
+  biases = sum(getattr(x, "features", 0) for x in net.table)
   h, w, c = parts.image(config)
   assert compiled.fits
   for program in compiled.programs:
@@ -155,7 +155,7 @@ def check(compiled, config):
       assert program.exchanged == 0
     else:
       assert {x.kind for x in program.exchanges} == {"all-reduce"}
-      # A convolution's gradient crosses in the type that it is computed in, its bias's in float32.
+      # A kernel's gradient crosses in the type that it is computed in, a bias's in float32.
       size = jnp.dtype(config.train.dtype).itemsize
       assert program.exchanged == size * parameters + (4 - size) * biases + 8
       # The sums of losses, float32 always, go along where types agree. XLA cuts what is large.

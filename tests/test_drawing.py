@@ -55,9 +55,7 @@ def test_a_long_legend_hides_no_curve():
       for label in "ab"
     ]
     image = drawing.draw(Chart("c", "", "A caption.", panels))
-    frame = np.argwhere((image == 0).all(-1).sum(axis=1) > 500)[
-      :, 0
-    ]  # the axes' upper and lower edge
-    return (image[frame.min() : frame.max()] != 255).any(-1).sum()
+    top, *_, bottom = np.flatnonzero((image == 0).all(-1).sum(axis=1) > 500)  # the axes' edges
+    return (image[top:bottom] != 255).any(-1).sum()
 
   np.testing.assert_allclose(ink("a long name of a rule, " * 6), ink(""), rtol=0.02)

@@ -118,8 +118,8 @@ def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = (
 
 
 def _place(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
-  nets, rules = architectures.NAMES, _RULES
-  return nets.index(config.model.name), rules.index(config.rule.name), config.train.epochs
+  net, rule = config.model.name, config.rule.name
+  return architectures.NAMES.index(net), _RULES.index(rule), config.train.epochs
 
 
 def _telling(run: Record) -> dict[str, Any]:
