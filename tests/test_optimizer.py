@@ -134,11 +134,26 @@ def test_muons_decay_is_a_share_of_the_weight(decay_bias):
   np.testing.assert_allclose(moved["bias"], -0.001 if decay_bias else 0.0, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("clip_norm", "moved"), [(0.0, 1.0), (5.0, 1.0), (0.5, 0.5 / 2**0.5)])
-def test_a_gradient_above_the_norm_is_scaled_down_to_it(clip_norm, moved):
-  """The first gradient is (1, 1), of norm sqrt(2); the decay is no part of it."""
-  trace = run(section(clip_norm=clip_norm, weight_decay=0.1, learning_rate=1.0), steps=1)
-  np.testing.assert_allclose(1 - trace, moved + 0.1, rtol=1e-6)
+@pytest.mark.parametrize(("clip_norm", "moved"), [(0.0, 1.1), (5.0, 1.1), (0.5, 0.5 / 2**0.5)])
+@pytest.mark.parametrize("velocity", ["caffe", "optax"])
+def test_a_gradient_above_the_norm_is_scaled_down_to_it_with_its_decay(velocity, clip_norm, moved):
+  """The first gradient is (1, 1), with its decay (1.1, 1.1)."""
+  values = {"clip_norm": clip_norm, "weight_decay": 0.1, "learning_rate": 1.0}
+  trace = run(section(velocity=velocity, **values), steps=1)
+  np.testing.assert_allclose(1 - trace, moved, rtol=1e-6)
+
+
+def test_clipping_does_not_move_where_the_loss_and_its_decay_balance():
+  """The least of (w - 1)^2 / 2 + w^2 / 20, 1 / 1.1, is found from afar, where all steps are clipped."""
+  values = {"clip_norm": 0.01, "weight_decay": 0.1, "learning_rate": 1.0, "momentum": 0.0}
+  tx = optimizer.create(section(drops=(), **values), 1, epochs=1)
+  params = {"conv1": {"kernel": jnp.float32(2.0)}}
+  state = tx.init(params)
+  for _ in range(150):
+    gradient = jax.tree.map(lambda w: w - 1, params)
+    updates, state = tx.update(gradient, state, params)
+    params = optax.apply_updates(params, updates)
+  np.testing.assert_allclose(params["conv1"]["kernel"], 1 / 1.1, rtol=1e-5)
 
 
 def test_the_rate_drops_after_the_epochs_asked_for():

@@ -1,8 +1,8 @@
-"""JAX's convolution; on a CPU there are other ways to the same sums, where they are faster.
+"""JAX's convolution, and other ways to the same sums where they are faster.
 
-Layers with many features go by minimal filtering (`winograd`). Where a kernel sees few numbers,
-such as an image's channels or a single pixel, its gradient is a product of matrices. All else, and
-everything on another back end, is JAX's own.
+On a CPU, layers with many features go by minimal filtering (`winograd`). Where a kernel sees few
+numbers, such as an image's channels or on a CPU a single pixel, its gradient is a product of
+matrices, and on a GPU so is the convolution. All else is JAX's own.
 """
 
 import functools
@@ -21,6 +21,7 @@ from allcnn_jax.nets.winograd import Pairs
 _CACHE = 8 << 20
 # Measured: of larger patches, or for fewer features, copying costs what the product saves.
 _LARGEST_PATCH, _LEAST_FEATURES = 32, 32
+_ALIGNED = 8  # numbers of a row: what a GPU's products of 16-bit numbers need to be fast
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -42,10 +43,15 @@ def convolve(
   def filtered(x, kernel):
     return winograd.forward(x, kernel, strides[0], padding)
 
+  def multiplied(x, kernel):
+    return _product(x, kernel, strides, padding)
+
   plain = functools.partial(direct, strides=strides, padding=padding)
-  if not winograd.suits(x, kernel, strides):
-    return plain(x, kernel)
-  return jax.lax.platform_dependent(x, kernel, cpu=filtered, default=plain)
+  if winograd.suits(x, kernel, strides):
+    return jax.lax.platform_dependent(x, kernel, cpu=filtered, default=plain)
+  if _makes_many(kernel):
+    return jax.lax.platform_dependent(x, kernel, cuda=multiplied, default=plain)
+  return plain(x, kernel)
 
 
 def direct(
@@ -74,27 +80,76 @@ def _backward(strides, padding, kept, d):
     back = winograd.input_gradient(d, kernel, strides[0], padding, x.shape[1:3])
     return back, winograd.weight_gradient(x, d, len(kernel), strides[0], padding)
 
-  def multiplied(x, kernel, d):
-    _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
-    return *pull(d), weight_gradient(x, d, kernel.shape[:2], strides, padding)
+  def multiplied(gradient):
+    def pulled(x, kernel, d):
+      _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
+      return *pull(d), gradient(x, d, kernel.shape[:2], strides, padding)
 
+    return pulled
+
+  here = {}
   if winograd.suits(x, kernel, strides):
-    on_cpu = filtered
+    here["cpu"] = filtered
   elif _sees_little(x, kernel):
-    on_cpu = multiplied
-  else:
-    return plain(x, kernel, d)
-  return jax.lax.platform_dependent(x, kernel, d, cpu=on_cpu, default=plain)
+    here["cpu"] = multiplied(weight_gradient)
+  if _makes_many(kernel):
+    here["cuda"] = multiplied(_weight_gradient)
+  return jax.lax.platform_dependent(x, kernel, d, **here, default=plain)
 
 
 convolve.defvjp(_forward, _backward)
 
 
+def _makes_many(kernel: Array) -> bool:
+  """Whether a kernel makes many features of few numbers."""
+  *window, channels, features = kernel.shape
+  return math.prod(window) * channels <= _LARGEST_PATCH and features >= _LEAST_FEATURES
+
+
 def _sees_little(x: Array, kernel: Array) -> bool:
   """Whether a kernel sees a single pixel, or makes many features of few numbers; full precision."""
-  *window, channels, features = kernel.shape
-  few = math.prod(window) * channels <= _LARGEST_PATCH and features >= _LEAST_FEATURES
-  return (few or window == [1, 1]) and x.dtype in (jnp.float32, jnp.float64)
+  single = kernel.shape[:2] == (1, 1)
+  return (single or _makes_many(kernel)) and x.dtype in (jnp.float32, jnp.float64)
+
+
+def _patches(
+  x: Float[Array, "n h w i"],
+  window: Sequence[int],
+  strides: tuple[int, int],
+  padding: Pairs,
+  filled: int = 1,
+) -> Float[Array, "n u v p"]:
+  """What each output sees, as (k, l, i), and zeros up to a multiple of `filled` numbers."""
+  x = winograd.pad(x, padding)
+  rows, columns = (
+    [slice(i, i + n - r + 1, s) for i in range(r)]
+    for r, s, n in zip(window, strides, x.shape[1:3])
+  )
+  taps = [x[:, i, j] for i in rows for j in columns]
+  zeros = jnp.zeros((*taps[0].shape[:3], -len(taps) * x.shape[3] % filled), x.dtype)
+  return jnp.concatenate([*taps, zeros], axis=-1)
+
+
+def _product(x: Array, kernel: Array, strides: tuple[int, int], padding: Pairs) -> Array:
+  """The convolution as one product of patches and weights."""
+  patches = _patches(x, kernel.shape[:2], strides, padding, _ALIGNED)
+  weights = kernel.reshape(-1, kernel.shape[-1])
+  return patches @ jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
+
+
+def _weight_gradient(
+  x: Float[Array, "n h w i"],
+  d: Float[Array, "n u v o"],
+  window: Sequence[int],
+  strides: tuple[int, int],
+  padding: Pairs,
+  filled: int = _ALIGNED,
+) -> Float[Array, "k l i o"]:
+  """The gradient of a kernel of `window`, for the error of its output: patches times errors."""
+  channels, features = x.shape[3], d.shape[3]
+  patches = _patches(x, window, strides, padding, filled)
+  product = patches.reshape(-1, patches.shape[-1]).T @ d.reshape(-1, features)
+  return product[: math.prod(window) * channels].reshape(*window, channels, features)
 
 
 def weight_gradient(
@@ -104,26 +159,16 @@ def weight_gradient(
   strides: tuple[int, int],
   padding: Pairs,
 ) -> Float[Array, "k l i o"]:
-  """The gradient of a kernel of `window`, for the error of its output: patches times errors.
-
-  As many images at a time as stay in the cache.
-  """
-  size, features = d.shape[1:3], d.shape[3]
-  numbers = math.prod(window) * x.shape[3]
-  rows, columns = (
-    [slice(i, i + s * (n - 1) + 1, s) for i in range(r)] for r, s, n in zip(window, strides, size)
-  )
+  """The same, as many images at a time as stay in a CPU's cache."""
+  channels, features = x.shape[3], d.shape[3]
 
   def add(total, some):
-    x, d = some
-    x = winograd.pad(x, padding)
-    patches = jnp.concatenate([x[:, i, j] for i in rows for j in columns], axis=-1)
-    return total + patches.reshape(-1, numbers).T @ d.reshape(-1, features), None
+    return total + _weight_gradient(*some, window, strides, padding, filled=1), None
 
-  each = (numbers + features) * math.prod(size) * x.dtype.itemsize
+  each = (math.prod(window) * channels + features) * math.prod(d.shape[1:3]) * x.dtype.itemsize
   batches = winograd.batches((x, d), max(1, _CACHE // each))
-  total, _ = jax.lax.scan(add, jnp.zeros((numbers, features), x.dtype), batches)
-  return total.reshape(*window, x.shape[3], features)
+  total, _ = jax.lax.scan(add, jnp.zeros((*window, channels, features), x.dtype), batches)
+  return total
 
 
 def for_linen() -> Callable[..., Array]:

@@ -1,15 +1,13 @@
 """Exact error over a whole split, every image counted once; also from a run's folder alone."""
 
-import functools
 import math
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from etils import epath
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from allcnn_jax import files, terminal
 from allcnn_jax.errors import UsageError
@@ -57,12 +55,9 @@ def evaluate(
       views of the images, their probabilities are averaged.
   """
   sums = np.zeros(4)
-  waiting: list[step_lib.Sums] = []
+  waiting: list[Array] = []
   for batch in batches:
-    seen = [step_lib.predict(net, size, variables, images) for images in batch.views]
-    # Their sum instead of their mean: `score` normalises, so that the factor changes nothing.
-    summed = functools.reduce(jnp.logaddexp, seen)
-    waiting.append(step_lib.score(summed, batch.labels, batch.mask))
+    waiting.append(step_lib.evaluate(net, size, variables, *batch))
     if len(waiting) > 2:  # the batches of a stream do not pile up on the device
       sums += np.array(waiting.pop(0), float)
   for last in waiting:

@@ -33,8 +33,8 @@ def create(
   one matrix, (h w c_in + 1, c_out), along its velocity with all singular values made about 1, or
   sqrt(columns / rows) where it is wider than tall. Its decay is decoupled: w <- w - r (step + decay w).
 
-  First of all, before it decays, a gradient whose norm over all weights is above `clip_norm` is
-  scaled down to it.
+  A gradient whose norm over all weights is above `clip_norm` is scaled down to it, with its coupled
+  decay: a lower rate for that step. Scaled down alone, it would leave the decay too large beside it.
 
   Args:
     config: the section `optimizer` of a config.
@@ -57,10 +57,10 @@ def create(
   if config.name == "muon":
     return optax.chain(clip, _muon(config), decay, descend)
   if config.name == "adam":
-    return optax.chain(clip, decay, optax.scale_by_adam(b1=config.momentum), descend)
+    return optax.chain(decay, clip, optax.scale_by_adam(b1=config.momentum), descend)
   if config.velocity == "caffe":
-    return optax.chain(clip, decay, descend, momentum)
-  return optax.chain(clip, decay, momentum, descend)
+    return optax.chain(decay, clip, descend, momentum)
+  return optax.chain(decay, clip, momentum, descend)
 
 
 def schedule(

@@ -6,6 +6,7 @@ takes a batch that comes from elsewhere.
 """
 
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import flax.struct
@@ -284,6 +285,22 @@ def score(logits: Float[Array, "n k"], labels: Int[Array, " n"], mask: Bool[Arra
     ((rank >= 5) & mask).sum(dtype=jnp.int32),
     mask.sum(dtype=jnp.int32),
   )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def evaluate(
+  net: model.ConvNet,
+  size: tuple[int, int],
+  variables: PyTree,
+  views: Sequence[Float[Array, "n h w c"]],
+  labels: Int[Array, " n"],
+  mask: Bool[Array, " n"],
+) -> Float[Array, "4"]:
+  """The `Sums` of a batch as one array; the probabilities of several views are averaged."""
+  seen = [predict(net, size, variables, images) for images in views]
+  # Their sum instead of their mean: `score` normalises, so that the factor changes nothing.
+  summed = functools.reduce(jnp.logaddexp, seen)
+  return jnp.stack([x.astype(jnp.float32) for x in score(summed, labels, mask)])
 
 
 @jax.jit
