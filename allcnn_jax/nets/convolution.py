@@ -122,8 +122,7 @@ def _patches(
   """What each output sees, as (k, l, i), and zeros up to a multiple of `filled` numbers."""
   x = winograd.pad(x, padding)
   rows, columns = (
-    [slice(i, i + n - r + 1, s) for i in range(r)]
-    for r, s, n in zip(window, strides, x.shape[1:3])
+    [slice(i, i + n - r + 1, s) for i in range(r)] for r, s, n in zip(window, strides, x.shape[1:3])
   )
   taps = [x[:, i, j] for i in rows for j in columns]
   zeros = jnp.zeros((*taps[0].shape[:3], -len(taps) * x.shape[3] % filled), x.dtype)
