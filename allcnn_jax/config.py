@@ -189,7 +189,7 @@ KEYS: dict[str, Key] = {
     "optimizer.name", "sgd", "muon"
   ),
   "optimizer.clip_norm": _number(
-    0.0, "gradients are clipped to this norm over all weights; 0: not"
+    0.0, "gradients, with their coupled decay, are clipped to this norm over all weights; 0: not"
   ),
   "optimizer.weight_decay": _number(
     0.0,

@@ -193,10 +193,11 @@ def test_all_cnn_c_for_a_gpu(mark):
   for program in compiled.programs:
     passes = 1 if program.name == "evaluation" else 3
     assert program.convolutions == program.steps * (passes * 9 - (passes > 1))
-    assert program.with_relu == 9 * program.steps  # each ReLU is part of its convolution
+    # Each ReLU is part of its convolution, but for the first one's, which is a product.
+    assert program.with_relu == 8 * program.steps
     assert (program.not_bfloat16, program.copies, program.asking) == ((), (), 0)
   _, steps, _ = compiled.programs
-  assert steps.kernels / steps.steps < 100  # 142 before its ReLUs were fused and its norm was one
+  assert steps.kernels / steps.steps < 104  # 142 before its ReLUs were fused and its norm was one
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])

@@ -43,6 +43,17 @@ def test_it_is_jaxs_convolution_and_so_are_its_gradients(case, key):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("case", ["padded", "strided", "of an image, 5x5", "few features"])
+def test_the_products_of_a_gpu_are_the_same_sums(case, key):
+  (_, kernel, strides, padding), x = CASES[case], jax.random.normal(key, CASES[case][0])
+  kernel = jax.random.normal(key, kernel)
+  y, pull = jax.vjp(lambda kernel: convolution.direct(x, kernel, strides, padding), kernel)
+  np.testing.assert_allclose(convolution.product(x, kernel, strides, padding), y, atol=1e-4)
+  d = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
+  ours = convolution.weight_gradient(x, d, kernel.shape[:2], strides, padding)
+  np.testing.assert_allclose(ours, *pull(d), rtol=1e-4, atol=1e-3)
+
+
 @pytest.mark.parametrize("cache", [1, 1 << 30])
 @pytest.mark.parametrize("case", ["many features", "padded"])
 def test_how_many_images_are_taken_at_a_time_does_not_matter(case, cache, key, monkeypatch):
@@ -72,7 +83,7 @@ def test_tiles_are_as_large_as_the_map_lets_them_be():
   ("case", "other"),
   [("many features", True), ("padded", True), ("pointwise", True), ("few features", False)],
 )
-def test_only_a_cpu_goes_another_way_and_only_where_it_is_faster(case, other):
+def test_only_a_cpu_goes_through_a_batch_in_parts_and_only_where_it_is_faster(case, other):
   *shapes, strides, padding = CASES[case]
 
   def total(x, kernel):
@@ -82,3 +93,16 @@ def test_only_a_cpu_goes_another_way_and_only_where_it_is_faster(case, other):
   for platform in ("cpu", "tpu", "cuda"):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.while" in text) == (other and platform == "cpu")
+
+
+@pytest.mark.parametrize(("case", "products"), [("padded", 2), ("many features", 0)])
+def test_only_a_gpu_makes_a_product_of_an_images_convolution(case, products):
+  *shapes, strides, padding = CASES[case]
+
+  def total(x, kernel):
+    return convolution.convolve(x, kernel, strides, padding).sum()
+
+  traced = jax.jit(jax.value_and_grad(total, (0, 1))).trace(*map(jnp.zeros, shapes))
+  for platform, expected in (("cuda", products), ("tpu", 0)):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.dot_general") == expected

@@ -157,6 +157,15 @@ def test_the_large_net_leaks():
   np.testing.assert_allclose(net.act(jnp.array([-3.0, 3.0])), [-1.0, 3.0], rtol=1e-6)
 
 
+def test_compiled_as_a_whole_bfloat16_answers_as_layer_by_layer(key):
+  """With jaxlib 0.11 and 0.12 a CPU answered with memory that was never written, from 64 images on."""
+  net = model.create("all_cnn_c", 10, width=0.1, dtype=jnp.bfloat16)
+  images = jax.random.normal(key, (128, 32, 32, 3))
+  variables = net.init(key, images[:1])
+  compiled = jax.jit(net.apply)(variables, images)
+  np.testing.assert_allclose(compiled, net.apply(variables, images), atol=0.01)
+
+
 def test_bfloat16_computes_in_bfloat16_and_answers_in_float32(key):
   net = model.create("model_c", 10, width=0.1, dtype=jnp.bfloat16)
   x = jax.random.normal(key, (2, 32, 32, 3))

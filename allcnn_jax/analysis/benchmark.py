@@ -64,7 +64,7 @@ class Rounds:
     config.optimizer.learning_rate = _RATE
     sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
     parts.steps(config, sizes.train - config.dataset.validation)  # a batch of more is refused
-    self.image = parts.image(config)
+    self.image, self._evaluated = parts.image(config), evaluate.batch_size(config)
     self.recipe = recipe = sharding.replicate(parts.recipe(config, sizes.classes, _EXAMPLES))
     self.data = data = _random_images(config, self.image, sizes)
     start = sharding.everywhere(step_lib.init, static_argnums=1)
@@ -111,8 +111,8 @@ class Rounds:
 
   def evaluation(self) -> float:
     """Images a second of an evaluation as training does it."""
-    batch = self.recipe.batch_size
-    n = batch if jax.default_backend() == "cpu" else min(10_000, len(self.data.labels))
+    batch = self._evaluated
+    n = min(batch if jax.default_backend() == "cpu" else 10_000, len(self.data.labels))
     data = step_lib.Stored.of(*self.data.take(slice(n)))
     inputs = (self.recipe.net, self.recipe.size, self.state.variables)
     return n / roofline.best(

@@ -23,7 +23,7 @@ from allcnn_jax.analysis import columns, hlo, targets
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import is_memory
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import parts, sharding
+from allcnn_jax.training import evaluate, parts, sharding
 from allcnn_jax.training import step as step_lib
 
 _LANES, _SUBLANES = 128, 8  # a TPU's registers, and the tiles of its memory: 8 rows of 128 numbers
@@ -219,7 +219,9 @@ def _lowered(
       "step": (1, lambda: step_lib.train_step.lower(*stored)),
       "steps": (step_lib.unrolled(count), lambda: step_lib.train_steps.lower(*stored, count)),
     }
-  evaluated = (recipe.net, recipe.size, state.variables, batch.images)
+  views = zeros((evaluate.batch_size(config), *image), kind)
+  views = placed(views, sharding.batch_sharding(mesh))
+  evaluated = (recipe.net, recipe.size, state.variables, views)
   return found | {"evaluation": (1, lambda: step_lib.predict.lower(*evaluated))}
 
 

@@ -44,7 +44,7 @@ def convolve(
     return winograd.forward(x, kernel, strides[0], padding)
 
   def multiplied(x, kernel):
-    return _product(x, kernel, strides, padding)
+    return product(x, kernel, strides, padding)
 
   plain = functools.partial(direct, strides=strides, padding=padding)
   if winograd.suits(x, kernel, strides):
@@ -91,9 +91,9 @@ def _backward(strides, padding, kept, d):
   if winograd.suits(x, kernel, strides):
     here["cpu"] = filtered
   elif _sees_little(x, kernel):
-    here["cpu"] = multiplied(weight_gradient)
+    here["cpu"] = multiplied(weight_gradient_in_parts)
   if _makes_many(kernel):
-    here["cuda"] = multiplied(_weight_gradient)
+    here["cuda"] = multiplied(weight_gradient)
   return jax.lax.platform_dependent(x, kernel, d, **here, default=plain)
 
 
@@ -129,14 +129,19 @@ def _patches(
   return jnp.concatenate([*taps, zeros], axis=-1)
 
 
-def _product(x: Array, kernel: Array, strides: tuple[int, int], padding: Pairs) -> Array:
+def product(
+  x: Float[Array, "n h w i"],
+  kernel: Float[Array, "k l i o"],
+  strides: tuple[int, int],
+  padding: Pairs,
+) -> Float[Array, "n u v o"]:
   """The convolution as one product of patches and weights."""
   patches = _patches(x, kernel.shape[:2], strides, padding, _ALIGNED)
   weights = kernel.reshape(-1, kernel.shape[-1])
   return patches @ jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
 
 
-def _weight_gradient(
+def weight_gradient(
   x: Float[Array, "n h w i"],
   d: Float[Array, "n u v o"],
   window: Sequence[int],
@@ -147,22 +152,22 @@ def _weight_gradient(
   """The gradient of a kernel of `window`, for the error of its output: patches times errors."""
   channels, features = x.shape[3], d.shape[3]
   patches = _patches(x, window, strides, padding, filled)
-  product = patches.reshape(-1, patches.shape[-1]).T @ d.reshape(-1, features)
-  return product[: math.prod(window) * channels].reshape(*window, channels, features)
+  summed = patches.reshape(-1, patches.shape[-1]).T @ d.reshape(-1, features)
+  return summed[: math.prod(window) * channels].reshape(*window, channels, features)
 
 
-def weight_gradient(
+def weight_gradient_in_parts(
   x: Float[Array, "n h w i"],
   d: Float[Array, "n u v o"],
   window: Sequence[int],
   strides: tuple[int, int],
   padding: Pairs,
 ) -> Float[Array, "k l i o"]:
-  """The same, as many images at a time as stay in a CPU's cache."""
+  """`weight_gradient`, as many images at a time as stay in a CPU's cache."""
   channels, features = x.shape[3], d.shape[3]
 
   def add(total, some):
-    return total + _weight_gradient(*some, window, strides, padding, filled=1), None
+    return total + weight_gradient(*some, window, strides, padding, filled=1), None
 
   each = (math.prod(window) * channels + features) * math.prod(d.shape[1:3]) * x.dtype.itemsize
   batches = winograd.batches((x, d), max(1, _CACHE // each))

@@ -88,6 +88,10 @@ class ConvNet(nn.Module):
         case architectures.Dropout(rate=rate):
           x = nn.Dropout(rate, deterministic=not train, name=name)(x)
         case architectures.GlobalAverage():
+          if x.dtype != wide:
+            # On a CPU, jaxlib 0.11 and 0.12 make one loop of the mean and the 1x1 convolutions
+            # before it, whose result in bfloat16 is memory that was never written.
+            x = jax.lax.optimization_barrier(x)
           x = x.astype(wide).mean(axis=(1, 2))
     logits = x.astype(wide)
     return (logits, activations) if return_activations else logits

@@ -221,7 +221,7 @@ class _Run:
       self.recipe.net,
       self.recipe.size,
       self.state.variables,
-      self.eval_images.evaluation(self.config.train.batch_size),
+      self.eval_images.evaluation(evaluate.batch_size(self.config)),
     )
     report.damaged(step, self.split, self.eval_images.damaged())
     self.eval_images.check(scores.examples)
