@@ -1,8 +1,8 @@
 """JAX's convolution, and other ways to the same sums where they are faster.
 
-On a CPU, layers with many features go by minimal filtering (`winograd`). Where a kernel sees few
-numbers, such as an image's channels or on a CPU a single pixel, its gradient is a product of
-matrices, and on a GPU so is the convolution. All else is JAX's own.
+On a CPU, layers with many features go by minimal filtering (`winograd`), and the gradient of a
+kernel that sees few numbers, such as an image's channels or a single pixel, is a product of
+matrices. On a GPU a layer that sees an image is such a product, forward too. All else is JAX's own.
 """
 
 import functools
@@ -19,7 +19,7 @@ from allcnn_jax.nets.winograd import Pairs
 # Patches at a time, in bytes, with the errors that they are multiplied with. Measured: twice as
 # many are a third slower.
 _CACHE = 8 << 20
-# Measured: of larger patches, or for fewer features, copying costs what the product saves.
+# Measured on a CPU: of larger patches, or for fewer features, copying costs what the product saves.
 _LARGEST_PATCH, _LEAST_FEATURES = 32, 32
 _ALIGNED = 8  # numbers of a row: what a GPU's products of 16-bit numbers need to be fast
 
@@ -43,10 +43,9 @@ def convolve(
   def filtered(x, kernel):
     return winograd.forward(x, kernel, strides[0], padding)
 
-  def multiplied(x, kernel):
-    return product(x, kernel, strides, padding)
-
-  plain = functools.partial(direct, strides=strides, padding=padding)
+  plain, multiplied = (
+    functools.partial(way, strides=strides, padding=padding) for way in (direct, product)
+  )
   if winograd.suits(x, kernel, strides):
     return jax.lax.platform_dependent(x, kernel, cpu=filtered, default=plain)
   if _makes_many(kernel):
@@ -117,7 +116,7 @@ def _patches(
   window: Sequence[int],
   strides: tuple[int, int],
   padding: Pairs,
-  filled: int = 1,
+  filled: int,
 ) -> Float[Array, "n u v p"]:
   """What each output sees, as (k, l, i), and zeros up to a multiple of `filled` numbers."""
   x = winograd.pad(x, padding)
@@ -149,7 +148,10 @@ def weight_gradient(
   padding: Pairs,
   filled: int = _ALIGNED,
 ) -> Float[Array, "k l i o"]:
-  """The gradient of a kernel of `window`, for the error of its output: patches times errors."""
+  """The gradient of a kernel of `window`, for the error of its output: patches times errors.
+
+  Patches are filled up to a multiple of `filled` numbers.
+  """
   channels, features = x.shape[3], d.shape[3]
   patches = _patches(x, window, strides, padding, filled)
   summed = patches.reshape(-1, patches.shape[-1]).T @ d.reshape(-1, features)
