@@ -201,6 +201,15 @@ def test_all_cnn_c_for_a_gpu(mark):
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_muons_products_for_a_gpu_are_of_whole_tiles(mark):
+  """Rows of All-CNN-C's 1,729 numbers would not begin where a GPU can load several at once."""
+  config = load("cifar10_fast", train__dtype="bfloat16")
+  (step,) = compile_lib.compile(config, "h200:1", ["step"]).programs
+  assert len(step.not_bfloat16) == 15
+  assert all(hlo.sides(x)[-1] % 64 == 0 for product in step.not_bfloat16 for x in product.shapes)
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
 def test_eight_gpus_exchange_one_message(mark):
   config = load("cifar10", "all_cnn_c")
   (step,) = compile_lib.compile(config, "h100:8", ["step"]).programs
