@@ -171,11 +171,11 @@ KEYS: dict[str, Key] = {
   "optimizer.schedule": _one_of(
     "drops",
     optimizer.SCHEDULES,
-    "from the highest rate down by `drops`; or in straight lines from 0 up to it and back to 0 at the end of `train.epochs`",
+    "from the highest rate down by `drops`; or in a straight line to 0 at the end of `train.epochs`",
   ),
   "optimizer.warmup": _number(
-    0.0, "over which share of `train.epochs` a triangle rises", below=1.0
-  ).where("optimizer.schedule", "triangle"),
+    0.0, "over which share of `train.epochs` the rate first rises from 0", below=1.0
+  ),
   "optimizer.drops": Key(
     (), "a tuple of rising epochs", _epochs, "after which epochs the rate is divided"
   ).where("optimizer.schedule", "drops"),

@@ -51,6 +51,8 @@ def get_config(arg=""):
   # 3.3. With k times the batch, k times the rate: Krizhevsky 2014 (arXiv 1404.5997), whose networks
   # have no batch normalisation either. 0.01 x 1024 / 64 = 0.16, unproven here.
   config.optimizer.learning_rate = PAPER_RATE * times
+  if arg:  # Goyal et al. 2017 (arXiv 1706.02677): so large a rate is reached over five epochs
+    config.optimizer.warmup = 5 / config.train.epochs
   # 3.3: divided by ten every 200,000 steps. Drops are in epochs of whole batches.
   steps_per_epoch = IMAGES // batch_size
   drops = range(PAPER_DROP_EVERY, PAPER_STEPS, PAPER_DROP_EVERY)

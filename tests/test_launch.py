@@ -384,16 +384,16 @@ def test_a_key_that_nothing_reads_is_told_of_in_one_line(tmp_path, monkeypatch, 
     launch.run([verb, config, "--workdir=x", *keys])
     return capsys.readouterr().err
 
-  warm, drawn = "--config.optimizer.warmup=0.1", "--config.rule.feedback_init=fan_in"
+  factor, drawn = "--config.optimizer.drop_factor=5.0", "--config.rule.feedback_init=fan_in"
   triangle = "--config.optimizer.schedule=triangle"
-  assert said("train", QUICK, warm) == (
-    "launch.py: optimizer.warmup=0.1 changes nothing: optimizer.schedule='drops' does not read it; "
-    "triangle would.\n"
+  assert said("train", QUICK, factor, triangle) == (
+    "launch.py: optimizer.drop_factor=5.0 changes nothing: optimizer.schedule='triangle' does not read it; "
+    "drops would.\n"
   )
-  assert said("train", QUICK, warm, triangle) == ""
+  assert said("train", QUICK, factor) == ""
   assert "rule.feedback_init='fan_in' changes nothing" in said("train", f"--config={two}", drawn)
   assert said("sweep", f"--config={two}", drawn) == ""  # one of its units reads it
-  assert "optimizer.warmup=0.1" in said("sweep", f"--config={two}", warm)
+  assert "optimizer.drop_factor=5.0" in said("sweep", f"--config={two}", factor, triangle)
 
 
 def test_a_verb_s_flags_reach_what_it_calls(monkeypatch):

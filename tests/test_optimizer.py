@@ -172,6 +172,13 @@ def test_a_triangle_rises_and_falls_in_straight_lines_and_ends_at_zero():
   np.testing.assert_allclose(rates, by_hand, rtol=1e-5, atol=1e-8)
 
 
+def test_a_warm_up_delays_no_drop():
+  values = {"warmup": 0.2, "drops": (2,), "drop_factor": 10.0}
+  rate = optimizer.schedule(section(**values), steps_per_epoch=5, epochs=4)
+  rates = [float(rate(step)) for step in range(12)]
+  np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075] + [0.1] * 6 + [0.01] * 2, rtol=1e-5)
+
+
 def test_nesterov_by_hand():
   """Gradient w: v <- m v + g, w <- w - r (g + m v), twice."""
   values = {"nesterov": True, "velocity": "optax", "weight_decay": 0.0, "drops": ()}

@@ -69,25 +69,27 @@ def create(
 def schedule(
   config: ml_collections.ConfigDict, steps_per_epoch: int, epochs: int
 ) -> optax.Schedule:
-  """The learning rate at each step, by `config.schedule`.
+  """The learning rate at each step: up from 0 in a straight line over the share `warmup` of all.
 
-  "drops": constant, divided by `drop_factor` after each of `drops`.
-  "triangle": up from 0 in a straight line over the share `warmup` of all steps, then down to 0.
+  From there on by `config.schedule`:
+    "drops": constant, divided by `drop_factor` after each of `drops`, counted from the start.
+    "triangle": down to 0 in a straight line.
 
   Raises:
     UsageError: an unknown schedule.
   """
   if config.schedule not in SCHEDULES:
     raise unknown("optimizer.schedule", config.schedule, SCHEDULES)
+  total = epochs * steps_per_epoch
+  top = round(config.warmup * total)
   if config.schedule == "triangle":
-    total = epochs * steps_per_epoch
-    top = round(config.warmup * total)
-    up = optax.linear_schedule(0.0, config.learning_rate, top)
-    down = optax.linear_schedule(config.learning_rate, 0.0, total - top)
-    return optax.join_schedules([up, down], [top])
-  steps = [min(round(epoch * steps_per_epoch), _NEVER) for epoch in config.drops]
-  drops = {step: config.drop_factor ** -steps.count(step) for step in steps}
-  return optax.piecewise_constant_schedule(config.learning_rate, drops)
+    after = optax.linear_schedule(config.learning_rate, 0.0, total - top)
+  else:
+    steps = [min(round(epoch * steps_per_epoch), _NEVER) - top for epoch in config.drops]
+    drops = {step: config.drop_factor ** -steps.count(step) for step in steps}
+    after = optax.piecewise_constant_schedule(config.learning_rate, drops)
+  up = optax.linear_schedule(0.0, config.learning_rate, top)
+  return optax.join_schedules([up, after], [top])
 
 
 def _muon(config: ml_collections.ConfigDict) -> optax.GradientTransformation:
