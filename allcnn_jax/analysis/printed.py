@@ -57,6 +57,7 @@ _PROTOCOL = {
   "train.epochs": 350,
   "train.steps": 0,
   "optimizer.schedule": "drops",
+  "optimizer.warmup": 0.0,
   "optimizer.drops": (200, 250, 300),
   "optimizer.drop_factor": 10.0,
   "optimizer.momentum": 0.9,
