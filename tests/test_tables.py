@@ -190,6 +190,15 @@ def test_a_printed_row_stays_when_nobody_measured_it():
   assert "| All-CNN-C | CIFAR-10 | 9.08 |  |" in text
 
 
+def test_a_measured_row_says_its_data_in_the_paper_s_words_if_it_has_them():
+  measured = [run(), run(seed=1, dataset__augment="shift"), run(seed=2, dataset__name="digits")]
+  assert {x.data for x in tables.make(measured, "table3").lines if x.n} == {
+    "CIFAR-10",
+    "cifar10, shift",
+    "digits",
+  }
+
+
 def test_our_parameters_are_those_printed_but_for_the_paper_s_own_slip():
   """Model C and Strided-CNN-C: the paper's 1.3 M does not fit its own table."""
   made = tables.make([], "table3")

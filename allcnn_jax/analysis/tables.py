@@ -230,10 +230,12 @@ def _line(members: list[Record], held_out: list[Group], name: str, row: Row | No
   theirs, unlike = (row.error, _unlike(row, config)) if row else (None, None)
   parameters, multiply_adds = _cost(config)
   timed = [r for r in good if r.seconds]
-  data = (config.dataset.name, config.dataset.augment)
+  data = ", ".join(x for x in (config.dataset.name, config.dataset.augment) if x != "none")
+  if row and not _unlike(row, config, ("dataset.name", "dataset.augment")):
+    data = row.data  # the same in the paper's words
   return Line(
     name,
-    ", ".join(x for x in data if x != "none"),
+    data,
     theirs,
     error=error,
     deviation=statistics.stdev(errors) if len(errors) > 1 else None,
