@@ -18,7 +18,8 @@ def test_backpropagation_alone_has_no_figure_of_its_own_errors(figure):
 
 
 def test_groups_stand_in_the_papers_order():
-  runs = [run("fa_usf"), run("fa", train__epochs=5), run("fa", train__epochs=2), run("bp")]
+  longer = run("fa", train__epochs=5, optimizer__learning_rate=0.5)
+  runs = [run("fa_usf"), longer, run("fa", train__epochs=2), run("bp")]
   rules = [runs[0].config.rule.name for _, runs in alignment.groups(runs)]
   assert rules == ["bp", "fa", "fa", "fa_usf"]
   assert [runs[0].config.train.epochs for _, runs in alignment.groups(runs)][1:3] == [2, 5]
@@ -42,10 +43,17 @@ def test_runs_are_grouped_by_all_but_their_seed_and_named_by_what_differs():
   assert [label for label, _ in alignment.groups(runs[:2])] == ["fa"]
 
 
-def test_runs_of_another_length_are_another_curve():
-  runs = [run(), run(train__epochs=5), run(seed=1), run(seed=2, log__every_steps=7)]
-  found = {label: len(members) for label, members in alignment.groups(runs)}
-  assert found == {"fa (train.epochs 1)": 3, "fa (train.epochs 5)": 1}
+def test_of_runs_that_differ_in_their_epochs_the_longest_are_shown():
+  short = [run(), run(seed=1), run("bp", train__epochs=2)]
+  long = [run(train__epochs=5), run(seed=3, train__epochs=5, log__every_steps=7)]
+  other = [run(train__epochs=2, optimizer__learning_rate=0.5)]
+  found = {label: len(members) for label, members in alignment.groups(short + long + other)}
+  rates = [x.config.optimizer.learning_rate for x in (long[0], other[0])]
+  assert found == {
+    "bp": 1,
+    f"fa (optimizer.learning_rate {rates[1]}, train.epochs 2)": 1,
+    f"fa (optimizer.learning_rate {rates[0]}, train.epochs 5)": 2,
+  }
 
 
 def test_layers_stand_in_the_order_of_the_network():

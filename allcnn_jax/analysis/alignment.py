@@ -1,7 +1,8 @@
 """Runs under several rules -> the figures of Moskovitz et al. 2018 [M18], as charts to be drawn.
 
 The numbers are those that `measurements` put into the metrics while the runs were trained; runs
-that differ in their seed only are averaged.
+that differ in their seed only are averaged, and of those that differ in their epochs too the
+longest are shown.
 """
 
 from collections.abc import Callable, Sequence
@@ -12,10 +13,15 @@ from allcnn_jax.analysis.records import Group, Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
 
+_CURVES = "Of runs that differ in their epochs alone the longest are shown. Curves are "
+
 
 def groups(runs: Sequence[Record]) -> list[Group]:
-  """Runs of one config but for the seed, each with its rule's name and what tells it from others."""
-  return records.groups(runs, by=("rule.name",))
+  """Runs of one config but for the seed, each with its rule's name and what tells it from others.
+
+  Where runs differ in their epochs alone, there are the longest.
+  """
+  return records.groups(records.longest(runs), by=("rule.name",))
 
 
 def _layers(runs: Sequence[Record], what: str) -> list[str]:
@@ -79,8 +85,9 @@ def norms(runs: Sequence[Record]) -> Chart:
     "(after Moskovitz et al. 2018, Fig. 2). Feedback weights of variance 1/n_out keep the size of "
     "a signal from layer to layer, while forward weights of variance 1/n_in make backpropagation's "
     "smaller at a layer with fewer outputs than inputs. Runs with other initialisations, if there "
-    f"are any, say theirs in brackets. Curves are {means}",
+    f"are any, say theirs in brackets. {_CURVES}{means}",
     panels,
+    sharey=True,
   )
 
 
@@ -92,8 +99,9 @@ def angles(runs: Sequence[Record]) -> Chart:
     "How errors align with backpropagation's",
     "Angle between a rule's error signal at each layer, before its activation, and "
     "backpropagation's, as vectors over a fixed batch (after Moskovitz et al. 2018, Fig. 3). At "
-    f"90 degrees they have nothing in common. Curves are {means}",
+    f"90 degrees they have nothing in common. {_CURVES}{means}",
     panels,
+    sharey=True,
   )
 
 
@@ -109,7 +117,7 @@ def learning(runs: Sequence[Record]) -> Chart:
   return Chart(
     "fa4",
     "Learning curves",
-    f"Error over epochs (our reading of Moskovitz et al. 2018, Fig. 4); {means}",
+    f"Error over epochs (our reading of Moskovitz et al. 2018, Fig. 4). {_CURVES}{means}",
     panels,
   )
 
@@ -130,7 +138,7 @@ def signs(runs: Sequence[Record]) -> Chart:
     "Signs that change",
     "Share of a layer's weights whose sign differs from that at the start, and share whose sign "
     "has differed after any step (after Moskovitz et al. 2018, Fig. 5). Rules that end in _ei "
-    f"freeze the signs after the share of training in brackets. Curves are {chart.said_of(found)}",
+    f"freeze the signs after the share of training in brackets. {_CURVES}{chart.said_of(found)}",
     panels,
   )
 

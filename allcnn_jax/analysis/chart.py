@@ -35,12 +35,17 @@ class Panel(NamedTuple):
 
 
 class Chart(NamedTuple):
-  """A whole figure: panels side by side, over epochs."""
+  """A whole figure: panels side by side, over epochs.
+
+  Attributes:
+    sharey: one scale of values for all panels.
+  """
 
   name: str
   title: str
   caption: str
   panels: Sequence[Panel]
+  sharey: bool = False
 
   @property
   def arrays(self) -> dict[str, np.ndarray]:

@@ -28,6 +28,7 @@ _COLUMNS = 4
 _SIZE = (3.2, 2.7)
 _LINE, _LEGEND_LINE, _HANDLE = 0.16, 0.147, 0.5
 _LETTERS = 36
+_MARKED = 60  # points of a curve, at most, that are marked each
 
 
 def draw(figure: Sheet | Chart) -> UInt8[np.ndarray, "h w 3"]:
@@ -207,7 +208,7 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     free = (legend + below) / whole
     figure.get_layout_engine().set(rect=(0, free, 1, 1 - free))
     figure.suptitle(chart.title, fontsize=10, fontweight="bold")
-    grid = figure.subplots(rows, columns, squeeze=False)
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=chart.sharey)
     for axes, panel in zip(grid.flat, chart.panels):
       _panel(axes, panel)
       if not shared:
@@ -232,12 +233,14 @@ def _lines_below(labels: Sequence[str]) -> int:
 def _panel(axes, panel: Panel) -> None:
   for curve in panel.curves:
     x, y, spread = curve.x, curve.y, curve.spread
-    (drawn,) = axes.plot(x, y, label=curve.label, linewidth=1, marker=".", markersize=2)
+    marker = "." if len(x) <= _MARKED else ""
+    (drawn,) = axes.plot(x, y, label=curve.label, linewidth=1, marker=marker, markersize=2)
     if spread.any():
       color = drawn.get_color()
       axes.fill_between(x, y - spread, y + spread, color=color, alpha=0.2, linewidth=0)
   if panel.logarithmic:
     axes.set_yscale("log")
+    axes.yaxis.set_major_formatter("{x:g}")
   axes.set_title(textwrap.fill(panel.title, _LETTERS), fontsize=8)
   axes.set_xlabel("epoch")
   axes.set_ylabel(panel.ylabel)

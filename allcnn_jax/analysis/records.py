@@ -18,6 +18,7 @@ REPORT = "report.json"
 NO_RECORDS = (REPORT, sweep.FILE)
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", *config_lib.QUIET)
+_EPOCHS = "train.epochs"
 _RULES = tuple(learning_rules.RULES)
 
 
@@ -93,6 +94,15 @@ def distinct(runs: Sequence[Record]) -> list[Record]:
 def alive(runs: Sequence[Record]) -> list[Record]:
   """Those that came to their end alive, or all where none did."""
   return [run for run in runs if run.status == "ok"] or list(runs)
+
+
+def longest(runs: Sequence[Record]) -> list[Record]:
+  """Those with the most epochs, of runs that differ in nothing else but their seed."""
+  keys = [_key({**_telling(run), _EPOCHS: 0}) for run in runs]
+  most: dict[str, int] = {}
+  for key, run in zip(keys, runs):
+    most[key] = max(most.get(key, 0), run.config.train.epochs)
+  return [run for key, run in zip(keys, runs) if run.config.train.epochs == most[key]]
 
 
 def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()) -> list[Group]:
