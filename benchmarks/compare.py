@@ -19,7 +19,7 @@ import jax
 
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import datasets
-from allcnn_jax.errors import UsageError
+from allcnn_jax.errors import one_line
 from allcnn_jax.training import parts
 from benchmarks import command
 from configs import cifar10
@@ -42,22 +42,19 @@ def main():
   command.add_to(parser)
   flags = parser.parse_args()
 
-  augmented = ",augment" if flags.augment else ""
-  config = command.config(cifar10.get_config, flags.network + augmented)
-  config.model.width, config.train.dtype = flags.width, flags.dtype
-  config.train.batch_size = flags.batch_size
   backend = jax.default_backend()
   if backend not in DEVICES:
     parser.error(f"the peer runs on a CPU or a GPU, and this is a {backend}.")
   if jax.device_count() > 1:
     parser.error("the peer knows one device: choose one, such as by CUDA_VISIBLE_DEVICES=0.")
-  try:
-    # On an accelerator an epoch a call: nothing is due within one.
-    an_epoch, _ = parts.steps(config, datasets.sizes(config.dataset.name).train)
-    config.log.every_steps = config.evaluate.every_steps = config.checkpoint.every_steps = an_epoch
-    ours = benchmark.Rounds(config)
-  except UsageError as error:
-    parser.error(str(error))
+  augmented = ",augment" if flags.augment else ""
+  config = command.config(cifar10.get_config, flags.network + augmented)
+  config.model.width, config.train.dtype = flags.width, flags.dtype
+  config.train.batch_size = flags.batch_size
+  # On an accelerator an epoch a call: nothing is due within one.
+  an_epoch, _ = parts.steps(config, datasets.sizes(config.dataset.name).train)
+  config.log.every_steps = config.evaluate.every_steps = config.checkpoint.every_steps = an_epoch
+  ours = benchmark.Rounds(config)
 
   words = [flags.python, str(PEER), f"--steps={ours.steps}", f"--device={DEVICES[backend]}"]
   words += ["--precise"] if jax.config.jax_default_matmul_precision in PRECISE else []
@@ -107,4 +104,5 @@ def main():
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.compare"):
+    main()

@@ -45,6 +45,7 @@ def main() -> None:
   net = model.create("all_cnn_c", 10, width=flags.width)
   images = np.random.default_rng(0).normal(size=(flags.images, 32, 32, 3)).astype(np.float32)
   batch = jnp.asarray(images[: flags.batch_size])
+  saliency.locate(net, flags.layer, images.shape[1:])  # a layer that there is not is refused here
   variables = jax.jit(net.init)(jax.random.key(0), batch)
 
   @jax.jit

@@ -199,6 +199,14 @@ def test_stride_is_the_strided_network():
   assert resolved("model_c", pool="stride").table == resolved("strided_cnn_c").table
 
 
+@pytest.mark.parametrize("name", ["model_a", "fa_cifar10_1", "fa_imagenet_1", "small_convnet"])
+def test_strides_in_the_place_of_pools_bring_maps_down_as_far(name):
+  """To a pixel: a pool rounds up, and an unpadded one of two may lose the last row."""
+  *_, pooled = [r for r in trace(name) if r.size[0] > 1]
+  *_, strided = [r for r in trace(name, pool="stride") if r.size[0] > 1]
+  assert abs(pooled.size[0] - strided.size[0]) <= 1
+
+
 @pytest.mark.parametrize("name", [n for n in architectures.NAMES if "fa_" not in n])
 def test_a_dense_head_takes_the_place_of_the_1x1_convolutions(name):
   table = resolved(name, head="dense").table

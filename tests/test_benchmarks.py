@@ -93,11 +93,15 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
     (learning_rules, ["--rounds=many"], "many"),
     (learning_rules, ["--network=fa_mnist,x"], "'fa_mnist,x,bp' must be"),
     (precision, ["--network=all_cnn_c,more"], "'augment' is the only"),
+    (compare, ["--python=nobody", "--network=all_cnn_c,more"], "'augment' is the only"),
+    (compare, ["--python=nobody", "--width=0"], "model.width=0.0"),
+    (saliency, ["--layer=conv99"], "Unknown layer 'conv99'"),
   ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_measured(
   module, words, said, monkeypatch, capsys
 ):
+  monkeypatch.setattr(saliency, "seconds", None)
   monkeypatch.setattr(sys, "argv", ["x", *words])
   with pytest.raises(SystemExit, match="2"), one_line("x"):
     module.main()

@@ -169,16 +169,19 @@ def test_training_images_are_as_many_as_are_loaded(held_out, npz):
     assert datasets.training_images(name, held_out) == len(loaded.labels)
 
 
-@pytest.mark.parametrize(("split", "said"), [("validation", ""), ("tset", "Known: train, tset")])
-def test_a_set_is_counted_by_the_split_that_is_evaluated(photos, split, said):
+def test_only_what_is_trained_on_is_counted(photos):
+  """Some sets have no other split, and images of it are held out."""
+
+  def renamed(old, new):
+    path = next(pathlib.Path(folder).rglob("dataset_info.json"))
+    path.write_text(path.read_text().replace(f'"name": "{old}"', f'"name": "{new}"'))
+    return folder
+
   folder = photos()
-  path = next(pathlib.Path(folder).rglob("dataset_info.json"))
-  path.write_text(path.read_text().replace('"name": "test"', f'"name": "{split}"'))
-  if said:
-    with pytest.raises(UsageError, match=said):
-      datasets.sizes("photos", folder)
-  else:
-    assert datasets.sizes("photos", folder) == (18, 11, 18, True)
+  assert datasets.sizes("photos", renamed("test", "other")) == (18, 18, True)
+  assert datasets.training_images("photos", 5, folder) == 13
+  with pytest.raises(UsageError, match="Unknown split of photos 'train'.*Known: tarin, other"):
+    datasets.sizes("photos", renamed("train", "tarin"))
 
 
 @pytest.mark.parametrize("split", ["test[5:2]", "test[3:3]"])

@@ -45,6 +45,7 @@ def test_figure_2_of_chosen_filters(strided):
   sheet = gallery.figure2(request)
   everything = gallery.figure2(request._replace(channels=())).arrays["conv2"]
   np.testing.assert_array_equal(sheet.arrays["conv2"], everything[[3, 1]])
+  assert [row.label for row in sheet.blocks[0].rows] == ["3, 1"]
   assert sheet.name == "figure2_conv2"
 
 

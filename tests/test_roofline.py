@@ -52,7 +52,8 @@ def test_an_error_goes_before_every_layer_but_the_first_and_before_none_under_df
   limits = roofline.Ceilings(1e9, 1e9)
   rows = architectures.trace(parts.network(tiny, 10).table, (32, 32, 3))
   work = [2 * 8 * r.multiply_adds for r in rows if r.multiply_adds]
-  for rule, products in (("bp", [2, *[3] * (len(work) - 1)]), ("dfa", [2] * len(work))):
+  onward = [2, *[3] * (len(work) - 1)]
+  for rule, products in (("bp", onward), ("dense_fa", onward), ("dfa", [2] * len(work))):
     tiny.rule.name = rule
     found = roofline.layers(parts.recipe(tiny, 10, 96), 3, limits)
     assert [r.flops for r in found] == [n * w for n, w in zip(products, work)]

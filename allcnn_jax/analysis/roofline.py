@@ -105,7 +105,7 @@ def layers(recipe: step_lib.Recipe, channels: int, limits: Ceilings) -> list[Lay
   found: list[Layer] = []
   for row in architectures.trace(recipe.net.table, size):
     if row.multiply_adds:
-      onward = bool(found) and not recipe.rule.direct
+      onward = bool(found) and recipe.rule.direct != "output"
       itemsize = jnp.dtype(recipe.net.dtype).itemsize
       flops, moved = cost(row, size, batch_size, itemsize, onward)
       bound = max(flops / limits.flops, moved / limits.bytes)

@@ -181,23 +181,22 @@ def num_classes(name: str, data_dir: str = "") -> int:
 
 
 class Sizes(NamedTuple):
-  """How many images there are to train on and to evaluate with, and of how many classes.
+  """How many images there are to train on, and of how many classes.
 
   Where they vary in size they are streamed, and never all on a device.
   """
 
   train: int
-  test: int
   classes: int
   varies: bool = False
 
 
-# Sets that need not be here to be counted. ImageNet is tested on its validation images.
+# Sets that need not be here to be counted.
 _SIZES = {
-  "cifar10": Sizes(50_000, 10_000, 10),
-  "cifar100": Sizes(50_000, 10_000, 100),
-  "mnist": Sizes(60_000, 10_000, 10),
-  "imagenet2012": Sizes(1_281_167, 50_000, 1000, varies=True),
+  "cifar10": Sizes(50_000, 10),
+  "cifar100": Sizes(50_000, 100),
+  "mnist": Sizes(60_000, 10),
+  "imagenet2012": Sizes(1_281_167, 1000, varies=True),
 }
 
 
@@ -210,15 +209,14 @@ def sizes(name: str, data_dir: str = "") -> Sizes:
   if name in _SIZES:
     return _SIZES[name]
   if not _in_tfds(name):
-    train, test = (_read(name, split, data_dir) for split in ("train", "test"))
-    return Sizes(len(train.labels), len(test.labels), len(train.classes))
+    train = _read(name, "train", data_dir)
+    return Sizes(len(train.labels), len(train.classes))
   builder = _prepared(name, data_dir)
-  splits, own = builder.info.splits, ("train", eval_split(name, 0, data_dir))
-  for split in own:
-    if split not in splits:
-      raise unknown(f"split of {name}", split, splits)
-  counts = (splits[split].num_examples for split in own)
-  return Sizes(*counts, _label(name, builder).num_classes, varies(name, data_dir))
+  splits = builder.info.splits
+  if "train" not in splits:
+    raise unknown(f"split of {name}", "train", splits)
+  count = splits["train"].num_examples
+  return Sizes(count, _label(name, builder).num_classes, varies(name, data_dir))
 
 
 def training_images(name: str, validation: int = 0, data_dir: str = "") -> int:

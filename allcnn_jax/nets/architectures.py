@@ -265,11 +265,11 @@ _SMALL = (
 
 
 def strided(table: Table) -> Table:
-  """[S15] Strided-CNN: each pool goes, the convolution just before it takes its stride."""
+  """[S15] Strided-CNN: each pool goes, its stride multiplies the convolution's just before it."""
   layers: list[Layer] = []
   for layer in table:
     if isinstance(layer, Pool):
-      layers[-1] = dataclasses.replace(layers[-1], stride=layer.stride)
+      layers[-1] = dataclasses.replace(layers[-1], stride=layers[-1].stride * layer.stride)
     else:
       layers.append(layer)
   return tuple(layers)
