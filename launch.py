@@ -252,7 +252,7 @@ def _call(flag: str, value: str, function: str) -> Any:
 
   None if the file has no such function.
   """
-  path, _, argument = value.partition(":")
+  path, _, argument = os.path.expanduser(value).partition(":")
   spec = importlib.util.spec_from_file_location("config", path) if os.path.isfile(path) else None
   if spec is None:
     raise UsageError(f"--{flag}={value}: {path!r} is no Python file. Ours are in configs/.")

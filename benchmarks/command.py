@@ -1,6 +1,7 @@
 """A benchmark's command line, looked at before anything is measured, and the JSON that it writes."""
 
 import argparse
+import os
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -51,6 +52,7 @@ def write(flags: argparse.Namespace, values: Mapping[str, Any]) -> None:
 
 
 def _file(text: str) -> pathlib.Path:
+  text = os.path.expanduser(text)
   try:
     files.check_file(text, f"--output={text}")
   except UsageError as error:

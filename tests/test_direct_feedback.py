@@ -185,6 +185,35 @@ def test_a_network_that_updates_its_own_state_learns_too(key, name):
   assert not np.array_equal(mean, variables["batch_stats"]["BatchNorm_0"]["mean"])
 
 
+class Shared(nn.Module):
+  """A network that uses a layer twice."""
+
+  @nn.compact
+  def __call__(self, x):
+    middle = nn.Dense(8, name="middle")
+    return nn.Dense(3, name="last")(nn.relu(middle(nn.relu(middle(x)))))
+
+
+@pytest.mark.parametrize("name", ["dfa", "dense_fa"])
+def test_a_layer_that_is_used_twice_is_refused(key, name):
+  x, net, rule = jnp.ones((4, 8)), Shared(), learning_rules.create(name)
+  variables = rule.init(net, net.init(key, x), x, seed=2)
+  with pytest.raises(UsageError, match="'middle' is used twice"):
+    rule.apply(net, variables, x)
+
+
+@pytest.mark.parametrize(("name", "same"), [("dense_fa", "fa"), ("dfa", "bp")])
+def test_too_few_layers_for_matrices_are_the_plain_rule(name, same, key):
+  """DenseFA of two layers has none to skip, and DFA of one none to send to."""
+  net = nn.Sequential([nn.Dense(5), nn.relu, nn.Dense(3)] if name == "dense_fa" else [nn.Dense(3)])
+  x = jax.random.normal(key, (4, 6))
+  found = []
+  for rule in map(learning_rules.create, (name, same)):
+    variables = rule.init(net, net.init(key, x), x, seed=2)
+    found.append(slopes(rule, net, variables, x))
+  jax.tree.map(np.testing.assert_array_equal, *found)
+
+
 def test_dfa_needs_an_output_of_classes(key):
   net = nn.Conv(3, (3, 3))
   x = jnp.ones((1, 4, 4, 1))

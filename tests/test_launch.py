@@ -189,6 +189,8 @@ def test_a_tilde_is_the_user_s_folder(tmp_path, monkeypatch):
   monkeypatch.setenv("HOME", str(tmp_path))
   assert launch.run(["train", *TINY, "--config.train.steps=1", "--workdir=~/run"]) == 0
   assert (tmp_path / "run" / "evaluation.json").exists()
+  (tmp_path / "mine.py").write_bytes((ROOT / "configs" / "quickstart.py").read_bytes())
+  assert launch.run(["describe", "--config=~/mine.py"]) == 0
 
 
 def test_a_run_goes_on_when_nobody_reads_what_it_says(tmp_path):

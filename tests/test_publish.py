@@ -49,6 +49,13 @@ def test_a_published_network_is_not_trained_on_where_it_stands(published, tiny):
   assert held == contents(published)
 
 
+def test_a_tilde_is_the_home(published, monkeypatch):
+  monkeypatch.setenv("HOME", str(published.parent))
+  publish.publish("~/run", "~/again")
+  again, before = (contents(published.parent / name) for name in ("again", "published"))
+  assert sorted(again.values()) == sorted(before.values())
+
+
 def test_what_cannot_be_published_is_refused(published):
   run, other = published.parent / "run", published.parent / "other"
   with pytest.raises(UsageError, match="not empty"):

@@ -265,6 +265,16 @@ def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
     go(declared, tmp_path)
 
 
+def test_a_sweep_that_began_before_a_key_was_there_is_gone_on_with(declared, trainer, tmp_path):
+  go(declared, tmp_path / "s", index=0)
+  path = tmp_path / "s" / sweep.FILE
+  values = json.loads(path.read_text())
+  for unit in values["units"].values():
+    del unit["dataset"]["plain_epochs"]
+  path.write_text(json.dumps(values))
+  assert go(declared, tmp_path / "s") == ("done", 0)
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"table": ""}'])
 def test_a_damaged_sweep_is_one_line_and_stays_as_it_is(declared, trainer, tmp_path, content):
   (tmp_path / "s").mkdir()
@@ -320,8 +330,8 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
 
 
 @pytest.mark.parametrize("name", SWEEPS)
-def test_every_declared_sweep_is_a_plan(name, monkeypatch):
-  monkeypatch.setattr(datasets, "_prepared", lambda *_: None)  # as if each set were at hand
+def test_every_declared_sweep_is_a_plan_without_its_sets_at_hand(name, monkeypatch):
+  monkeypatch.setattr(datasets, "_prepared", None)
   module = importlib.import_module(f"configs.{name}")
   plan = sweep.plan(module.get_sweep(), {})
   assert plan.table in printed.TABLES

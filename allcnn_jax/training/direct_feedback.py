@@ -67,10 +67,12 @@ def matrices(
   return shapes
 
 
-def fits(matrices: PyTree, from_all: bool) -> bool:
-  """Whether these feedback weights are those of DFA, or of DenseFA if `from_all`."""
+def fits(matrices: PyTree, from_all: bool, layers: int) -> bool:
+  """Whether these feedback weights are those of DFA, or of DenseFA if `from_all`, of so many layers."""
   names = {path[-1] for path in traverse_util.flatten_dict(matrices)} - {"kernel"}
-  return bool(names) and (_OUTPUT in names) != from_all
+  if not names:
+    return layers <= (2 if from_all else 1)  # too few for any
+  return (_OUTPUT in names) != from_all
 
 
 def apply(
@@ -85,6 +87,9 @@ def apply(
     variables: with the matrices in the collection "feedback".
     *args: of the network.
     **kwargs: of the network's `apply`.
+
+  Raises:
+    UsageError: a layer is used twice.
   """
   b = variables["feedback"]
   done: list[tuple[str, ...]] = []  # the layers that have run
@@ -96,6 +101,10 @@ def apply(
     return h
 
   def run(layer: nn.Module, forward, x: Array) -> Array:
+    if layer.path in done:
+      raise UsageError(
+        f"The layer {'/'.join(layer.path)!r} is used twice: which errors go straight to it, the rules dfa and dense_fa do not say."
+      )
     if done and not ours:
       sent[done[-1]] = x
     y = sent[layer.path] = way(layer, forward, x)

@@ -210,8 +210,12 @@ class Rule:
     if not self.draws and not self.direct:
       return {}
     drawn = variables.get("feedback", {})
-    lacks_own = self.draws and kernels_of(variables["params"]).keys() - kernels_of(drawn).keys()
-    if lacks_own or (self.direct and not direct_feedback.fits(drawn, self.direct == "all")):
+    kernels = kernels_of(variables["params"]).keys()
+    lacks_own = self.draws and kernels - kernels_of(drawn).keys()
+    lacks_direct = self.direct and not direct_feedback.fits(
+      drawn, self.direct == "all", len(kernels)
+    )
+    if lacks_own or lacks_direct:
       raise UsageError(
         f"The rule {self.name!r} needs feedback weights, and these variables, of another rule, hold none of its kind: its `init` draws them."
       )

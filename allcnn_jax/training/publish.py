@@ -31,7 +31,7 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
   """
   for told, path in (("workdir", workdir), ("output", output)):
     files.check_place(path, f"--{told}={path}")
-  workdir, output = epath.Path(workdir), epath.Path(output)
+  workdir, output = (epath.Path(path).expanduser() for path in (workdir, output))
   trained = restore.trained(workdir)
   _, steps = parts.steps(trained.config, trained.examples)
   if trained.step != steps:

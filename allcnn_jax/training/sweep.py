@@ -91,7 +91,7 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
     seeds: instead of those declared.
 
   Raises:
-    UsageError: a value that is not allowed, or a data set that is not at hand.
+    UsageError: a value that is not allowed, or a data set whose size is not known.
   """
   declared = _complete(declared)
   names = ("model.name", "dataset.name", *declared["names"])
@@ -111,7 +111,7 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
   rates = tuple(map(float, given))
   held_out = {}
   for name, config in units.items() if rates else ():
-    n = datasets.training_images(config.dataset.name, 0, config.dataset.data_dir)
+    n = datasets.sizes(config.dataset.name, config.dataset.data_dir).train
     share = round(declared["held_out"] * n)
     held_out[name] = overrides.get("dataset.validation", share)
     if not held_out[name]:
@@ -390,7 +390,8 @@ def _fixed(values: dict[str, Any]) -> dict[str, Any]:
   """What must stay the same in a sweep's file."""
   flat = {k: values.get(k) for k in ("rates", "held_out")} | {"units": list(values["units"])}
   for name, unit in values["units"].items():
-    for key, value in config_lib.leaves(unit):
+    # A sweep that began before there was a key has its default.
+    for key, value in config_lib.leaves(config_lib.complete(ml_collections.ConfigDict(unit))):
       if key not in config_lib.QUIET:
         flat[f"{name} {key}"] = value
   return flat
