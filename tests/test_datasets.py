@@ -180,7 +180,7 @@ def test_only_what_is_trained_on_is_counted(photos):
   folder = photos()
   assert datasets.sizes("photos", renamed("test", "other")) == (18, 18, True)
   assert datasets.training_images("photos", 5, folder) == 13
-  with pytest.raises(UsageError, match="Unknown split of photos 'train'.*Known: tarin, other"):
+  with pytest.raises(UsageError, match=r"Unknown split of photos 'train'.*Known: tarin, other"):
     datasets.sizes("photos", renamed("train", "tarin"))
 
 
