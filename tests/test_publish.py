@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 
+from allcnn_jax.analysis import report
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import checkpoints, evaluate, loop, publish, restore
@@ -47,6 +48,15 @@ def test_a_published_network_is_not_trained_on_where_it_stands(published, tiny):
   with pytest.raises(UsageError, match="without its optimizer"):
     loop.train(tiny, published)
   assert held == contents(published)
+
+
+def test_a_published_network_is_reported_like_its_run(published):
+  tables = []
+  for folder in (published, published.parent / "run"):
+    report.report(folder, published.parent / "report" / folder.name)
+    tables.append((published.parent / "report" / folder.name / "TABLE.md").read_text())
+  assert tables[0] == tables[1]
+  assert "evaluated otherwise" not in tables[0]
 
 
 def test_a_tilde_is_the_home(published, monkeypatch):

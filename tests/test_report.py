@@ -6,7 +6,7 @@ import pytest
 
 from allcnn_jax.analysis import report
 from allcnn_jax.errors import UsageError
-from allcnn_jax.training import evaluate, loop
+from allcnn_jax.training import evaluate, loop, sweep
 from tests.made import of_rule as record
 from tests.runs import evaluation
 
@@ -59,12 +59,19 @@ def test_two_runs_are_one_line_in_markdown_json_and_html(two, tmp_path):
   assert not (tmp_path / "elsewhere").exists()
 
 
-def test_broken_runs_are_told(two):
+def test_broken_runs_are_told_and_kept(two, tmp_path):
   (two / "run2.broken").write_text("RuntimeError: no memory\n")
+  (two / sweep.FILE).write_text('{"table": "", "rates": [], "units": {}}')
   report.report(two)
+  report.report(two, tmp_path / "kept")
+  report.report(tmp_path / "kept")
   said = "Broken runs: run2: RuntimeError: no memory."
-  assert said in (two / "TABLE.md").read_text()
-  assert said in (two / "report.html").read_text()
+  for folder in (two, tmp_path / "kept"):
+    assert said in (folder / "TABLE.md").read_text()
+    assert said in (folder / "report.html").read_text()
+  (two / "run2.broken").unlink()
+  report.report(two, tmp_path / "kept")
+  assert "Broken" not in (tmp_path / "kept" / "TABLE.md").read_text()
 
 
 def test_no_runs_are_refused_and_nothing_is_written(tmp_path):

@@ -18,6 +18,7 @@ from allcnn_jax.errors import UsageError
 from allcnn_jax.training import layout, sweep
 
 TABLE = "TABLE.md"
+_BROKEN = "broken"  # in a kept sweep's file
 _CURVES = 6  # of one panel: more cannot be told apart
 
 
@@ -37,15 +38,11 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   """
   source, place = epath.Path(workdir), epath.Path(workdir if output is None else output)
   runs = records.read(source)
-  broken = [
-    f"{p.stem}: {p.read_bytes().decode(errors='replace').strip()}"
-    for p in sorted(source.glob("*.broken"))
-  ]
-  made = of_folder(source, runs)._replace(broken=broken)
+  made = of_folder(source, runs)
   paths = []
   apart = place.resolve() != source.resolve()
   if apart:
-    paths += _keep(source, runs, place)
+    paths += _keep(source, runs, made.broken, place)
   files.make_folder(place, f"--output={place}")
   drawn = [p for x in curves(runs) for p in figures.write(x, place / "figures")]
   pictures = figures.written(place / "figures", "figures/")
@@ -64,23 +61,28 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
 
 def of_folder(folder: epath.PathLike, runs: Sequence[records.Record]) -> Made:
   """The table of a folder: that of its sweep, in its order, if it is one; else the one that fits."""
-  path = epath.Path(folder) / sweep.FILE
-  if not path.exists():
+  folder = epath.Path(folder)
+  if not (folder / sweep.FILE).exists():
     return tables.make(runs)
   plan = sweep.read(folder)
   units = list(plan["units"])
+  broken = plan.get(_BROKEN) or [
+    f"{p.stem}: {p.read_bytes().decode(errors='replace').strip()}"
+    for p in sorted(folder.glob("*.broken"))
+  ]
 
   def place(run: records.Record) -> int:
     unit = run.name.rpartition("-rate")[0]
     return units.index(unit) if unit in units else len(units)
 
-  return tables.make(sorted(runs, key=place), plan["table"] or None)
+  made = tables.make(sorted(runs, key=place), plan["table"] or None)
+  return made._replace(broken=broken)
 
 
 def _keep(
-  source: epath.Path, runs: Sequence[records.Record], place: epath.Path
+  source: epath.Path, runs: Sequence[records.Record], broken: Sequence[str], place: epath.Path
 ) -> list[epath.Path]:
-  """Writes the record of each run, and the sweep's file, so that the runs can be thrown away."""
+  """Writes what is known of each run, and of the sweep, so that the runs can be thrown away."""
   one = layout.holds_run(source)
   folders = [source if one else source / run.name for run in runs]
   if not all(folder.is_dir() for folder in folders):
@@ -91,7 +93,9 @@ def _keep(
       raise UsageError(f"{source / path.stem}: its record would be {path.name}: rename the folder.")
   files.make_folder(place, f"--output={place}")
   if (source / sweep.FILE).exists():
-    files.write(place / sweep.FILE, (source / sweep.FILE).read_bytes())
+    files.write_json(
+      place / sweep.FILE, sweep.read(source) | {_BROKEN: list(broken)}, f"--output={place}"
+    )
   for folder, path in zip(folders, paths):
     records.write(folder, path)
   return paths

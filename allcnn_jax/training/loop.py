@@ -241,10 +241,13 @@ class _Run:
   def _finish(self, report: reporting.Reporter, step: int, scores: evaluate.Scores) -> Outcome:
     status = self._write(step, scores)
     if status == "dead":
+      ways = "another seed or a lower rate"
+      if self.config.model.final_relu:
+        ways += " or model.final_relu=False"
       report.note(
         f"The network is dead: after {step / self.steps_per_epoch:.3g} epochs its loss is ln({self.num_classes}) = "
         f"{math.log(self.num_classes):.4f}, as of one answer for all images. Good runs may sit there for six epochs; "
-        "otherwise another seed, a lower rate, or model.final_relu=False may start."
+        f"otherwise {ways} may start."
       )
     report.note(
       f"Done: {self.split} error {scores.error:.2f} % over {scores.examples} images. In {self.workdir}."

@@ -3,8 +3,8 @@
   python -m allcnn_jax.training.publish --workdir=DIR --output=pretrained/NAME
 
 The folder is a run's to all that looks at a network (`evaluate`, `visualize`, `rule.start_from`):
-its config, what was fitted to the images, the evaluation and the machine are the run's own, and one
-file of weights stands in the place of checkpoints.
+its config, what was fitted to the images, the metrics, the evaluation and the machine are the run's
+own, and one file of weights stands in the place of checkpoints.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import UsageError, one_line
 from allcnn_jax.training import evaluate, layout, parts, restore, weights
 
-_KEPT = (layout.CONFIG, layout.EVALUATION, layout.MACHINE)
+_KEPT = (layout.CONFIG, layout.METRICS, layout.EVALUATION, layout.MACHINE)
 
 
 def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
