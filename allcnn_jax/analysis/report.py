@@ -239,8 +239,8 @@ def _many(value: int | None) -> str:
 
 ABOUT = (
   "Errors are those of the last epoch. Runs that differ in their seed alone stand in one line: mean "
-  "and standard deviation over the n runs that came to their end alive; dead runs (their loss stayed "
-  "at ln(classes)), diverged ones, those that have not ended and those last evaluated on other images "
+  "and standard deviation over the n runs that came to their end alive; dead runs (their loss is "
+  "close to ln(classes)), diverged ones, those that have not ended and those last evaluated on other images "
   "are counted apart. Times are those of the training steps."
 )
 

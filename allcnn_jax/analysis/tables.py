@@ -30,7 +30,7 @@ class Line(NamedTuple):
     error: the mean over the n runs that count, percent.
     deviation: the standard deviation over them.
     n: how many count.
-    dead: runs whose loss stayed at ln(classes).
+    dead: runs whose loss is close to ln(classes).
     diverged: runs whose loss stopped being finite.
     not_ended: runs that have not come to their end.
     otherwise: runs whose last evaluation was on other images than training's own.
