@@ -4,12 +4,12 @@
 
 Both cut random crops of 224 from images whose shorter side is 256 and flip half of them, into
 batches of uint8 on the host. `tf.data` decodes with `decode_and_crop_jpeg` what it reads from a
-TFRecord file of bare JPEGs, of up to 4,096 spread over the set, which its shuffling holds in memory; ours come from all
-the ArrayRecord files of TFDS. Both are confined to the same cores and take
-turns. Then: the time from the start of a process to its first batch, and the memory after each
-part of a long epoch. `python launch.py benchmark --config=configs/imagenet.py` says how many
-images a second the step takes, so that the cores that feed a device can be counted. With --workers
-images are decoded in processes whose memory and time are not this one's: the ratio is then by the clock.
+TFRecord file of bare JPEGs, up to 4,096 spread over the set, which its shuffling holds in memory;
+ours come from the ArrayRecord files of TFDS. Both are confined to the same cores and take turns.
+Then: the time from the start of a process to its first batch, and the memory after each part of a
+long epoch. `python launch.py benchmark --config=configs/imagenet.py` says how many images a second
+the step takes, so that the cores that feed a device can be counted. With --workers images are
+decoded in processes whose memory and time are not this one's: the ratio is then by the clock.
 """
 
 import argparse

@@ -97,8 +97,8 @@ def figure2(request: Request) -> Sheet:
     rows = []
     for start in range(0, len(pictures), 16):
       part = pictures[start : start + 16]
-      some = channels[start : start + len(part)]
-      named = ", ".join(map(str, some)) if request.channels else f"{some[0]} to {some[-1]}"
+      shown = channels[start : start + len(part)]
+      named = ", ".join(map(str, shown)) if request.channels else f"{shown[0]} to {shown[-1]}"
       rows.append(sheet.signed_row(named, part))
     side = f"{pictures.shape[1]}x{pictures.shape[2]} pixels"
     blocks.append(Block(f"{layer}, {len(pictures)} filters, {side}", rows))

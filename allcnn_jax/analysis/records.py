@@ -18,7 +18,6 @@ REPORT = "report.json"
 NO_RECORDS = (REPORT, sweep.FILE)
 # Runs that differ in these keys alone are runs of one config.
 _QUIET = ("seed", *config_lib.QUIET)
-_EPOCHS = "train.epochs"
 _RULES = tuple(learning_rules.RULES)
 
 
@@ -98,7 +97,7 @@ def alive(runs: Sequence[Record]) -> list[Record]:
 
 def longest(runs: Sequence[Record]) -> list[Record]:
   """Those with the most epochs, of runs that differ in nothing else but their seed."""
-  keys = [_key({**_telling(run), _EPOCHS: 0}) for run in runs]
+  keys = [_key({**_telling(run), "train.epochs": 0}) for run in runs]
   most: dict[str, int] = {}
   for key, run in zip(keys, runs):
     most[key] = max(most.get(key, 0), run.config.train.epochs)
