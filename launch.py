@@ -88,7 +88,7 @@ def visualize(values: flags.FlagValues) -> int:
     _workdir(values),
     values.figure,
     layer=values.layer,
-    channels=[int(c) for c in values.channels],
+    channels=list(dict.fromkeys(map(int, values.channels))),
     inputs=values.input,
     split=values.split,
     step=values.step,

@@ -138,7 +138,7 @@ KEYS: dict[str, Key] = {
   ),
   "dataset.plain_epochs": _integer(
     0, 0, "how many of the last of `train.epochs` are without augmentation"
-  ),
+  ).where("dataset.augment", *(kind for kind in augmentation.KINDS if kind != "none")),
   "graham.stretch": _number(_GRAHAM.stretch, "largest change of a side's length", below=1.0).where(
     "dataset.augment", "graham"
   ),

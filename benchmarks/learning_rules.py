@@ -55,7 +55,8 @@ def compared(name, f, bp, rounds):
 def main():
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
   parser.add_argument("--network", default="fa_mnist", help="of configs/feedback_alignment.py")
-  parser.add_argument("--rules", nargs="+", default=list(learning_rules.RULES))
+  rules = list(learning_rules.RULES)
+  parser.add_argument("--rules", nargs="+", default=rules, choices=rules, metavar="RULE")
   parser.add_argument("--batch_size", type=command.positive, default=128)
   parser.add_argument("--rounds", type=command.positive, default=20)
   command.add_to(parser)

@@ -122,3 +122,15 @@ def test_figure_1_sends_back_what_the_equations_say(tmp_path):
     np.testing.assert_array_equal(found, b)
     np.testing.assert_allclose(sent, ways_back.D @ b.T, rtol=1e-6)
   assert all(p.exists() for p in figures.visualize(tmp_path / "new", "fa1"))
+
+
+def test_figure_5_says_when_signs_are_frozen():
+  signs = [{"step": 1, "epoch": 0.1, "sign_differs/conv1": 0.1, "sign_ever_differed/conv1": 0.2}]
+  free, early, late = (
+    run(rule, rule__freeze_at=share)._replace(metrics=signs)
+    for rule, share in (("fa_usf", 0.3), ("fa_usf_sn_ei", 0.05), ("fa_usf_sn_ei", 0.125))
+  )
+  assert "freeze" not in alignment.signs([free]).caption
+  assert "freeze the signs after 5 % of training. " in alignment.signs([free, early]).caption
+  both = alignment.signs([late, early])
+  assert "after 5 or 12.5 % of training, in brackets" in both.caption

@@ -105,6 +105,7 @@ def test_signs_are_not_clipped(tiny):
 
 
 OTHER_VALUES = {
+  "dataset.plain_epochs": 2,
   "graham.stretch": 0.1,
   "graham.skew": 0.1,
   "graham.shift": 3,

@@ -350,6 +350,18 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tiny
   assert not (tmp_path / "run").exists()
 
 
+def test_a_run_does_not_go_on_with_other_images(tiny, npz, tmp_path):
+  tiny.train.steps = 1
+  loop.train(tiny, tmp_path / "run")
+  arrays = dict(np.load(npz))
+  arrays |= {name: arrays[name][:80] for name in ("train_images", "train_labels")}
+  np.savez(npz, **arrays)
+  before, tiny.train.steps = contents(tmp_path / "run"), 2
+  with pytest.raises(UsageError, match="fitted to 96 images of 10 classes; npz:.* now has 80 of 10"):
+    loop.train(tiny, tmp_path / "run")
+  assert contents(tmp_path / "run") == before
+
+
 def test_a_folder_with_other_things_in_it_is_refused(tiny, tmp_path):
   with pytest.raises(UsageError, match="not empty"):
     loop.train(tiny, tmp_path)  # where the npz lies

@@ -94,6 +94,6 @@ def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
   trial = record(dataset__validation=10)
   chart, held_out = report.curves([*runs, dead, trial])
   assert [len(panel.curves) for panel in held_out.panels] == [1, 1]
-  assert [len(panel.curves) for panel in chart.panels] == [6, 6, 2, 2]
+  assert [len(panel.curves) for panel in chart.panels] == [4, 4, 4, 4]
   narrow = chart.panels[0].curves[0]
   assert narrow.y.max() == runs[0].series("train_error")[1][-1]

@@ -37,6 +37,14 @@ def test_photos_of_65536_levels_are_scaled_and_those_of_fractions_refused(stride
     strided.photo(str(tmp_path / "c.tif"))
 
 
+def test_what_is_transparent_is_white(strided, tmp_path):
+  half = np.zeros((32, 32, 4), np.uint8)
+  half[16:] = 10, 20, 30, 255
+  Image.fromarray(half).save(tmp_path / "a.png")
+  found = strided.photo(str(tmp_path / "a.png"))[0]
+  assert (found[:14] == 255).all() and (found[18:] == (10, 20, 30)).all()
+
+
 def test_large_photos_are_made_smaller(strided, tmp_path):
   assert strided.photo(save(tmp_path / "a.png", "RGB", (2000, 1000))).shape == (1, 256, 512, 3)
 

@@ -137,10 +137,21 @@ def signs(runs: Sequence[Record]) -> Chart:
     "fa5",
     "Signs that change",
     "Share of a layer's weights whose sign differs from that at the start, and share whose sign "
-    "has differed after any step (after Moskovitz et al. 2018, Fig. 5). Rules that end in _ei "
-    f"freeze the signs after the share of training in brackets. {_CURVES}{chart.said_of(found)}",
+    "has differed after any step (after Moskovitz et al. 2018, Fig. 5). "
+    f"{_freezing(runs)}{_CURVES}{chart.said_of(found)}",
     panels,
   )
+
+
+def _freezing(runs: Sequence[Record]) -> str:
+  """What a caption says of when signs are frozen; nothing if they never are."""
+  freezing = [r for r in runs if learning_rules.RULES[r.config.rule.name].keeps_signs]
+  shares = sorted({r.config.rule.freeze_at for r in freezing})
+  if not shares:
+    return ""
+  said = " or ".join(f"{100 * share:g}" for share in shares)
+  told = ", in brackets where a rule has several" if len(shares) > 1 else ""
+  return f"Rules that end in _ei freeze the signs after {said} % of training{told}. "
 
 
 CHARTS: dict[str, Callable[[Sequence[Record]], Chart]] = {

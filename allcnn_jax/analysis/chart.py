@@ -1,5 +1,6 @@
 """A chart before it is drawn: curves over epochs in panels, and the learning curves of any runs."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -76,7 +77,7 @@ def learning(
 
   Args:
     groups: runs of one config each.
-    most: curves in a panel.
+    most: curves in a panel; more are dealt out evenly.
     logarithmic: the errors' axis.
 
   Returns:
@@ -89,9 +90,11 @@ def learning(
     if all(r.series(name)[0] for r in alive for name in errors.values()):
       found.append((label, alive))
   panels = []
-  for first in range(0, len(found), most):
+  count = math.ceil(len(found) / most)
+  for i in range(count):
+    part = found[i * len(found) // count : (i + 1) * len(found) // count]
     for title, name in errors.items():
-      curves = [curve(label, alive, name) for label, alive in found[first : first + most]]
+      curves = [curve(label, alive, name) for label, alive in part]
       panels.append(Panel(title, "error, %", curves, logarithmic))
   return panels, said_of(found)
 

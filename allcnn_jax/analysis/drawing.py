@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.ticker import LogFormatter
 from PIL import Image
 
 from allcnn_jax.analysis.chart import Chart, Panel
@@ -230,6 +231,13 @@ def _lines_below(labels: Sequence[str]) -> int:
   return sum(len(textwrap.wrap(label, _LETTERS)) for label in labels)
 
 
+class _Plain(LogFormatter):
+  """Labels the numbers that its base would, none as a product with a power of ten."""
+
+  def __call__(self, x, pos=None):
+    return f"{x:g}" if super().__call__(x, pos) else ""
+
+
 def _panel(axes, panel: Panel) -> None:
   for curve in panel.curves:
     x, y, spread = curve.x, curve.y, curve.spread
@@ -241,6 +249,7 @@ def _panel(axes, panel: Panel) -> None:
   if panel.logarithmic:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(_Plain())
   axes.set_title(textwrap.fill(panel.title, _LETTERS), fontsize=8)
   axes.set_xlabel("epoch")
   axes.set_ylabel(panel.ylabel)

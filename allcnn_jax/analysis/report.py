@@ -19,7 +19,7 @@ from allcnn_jax.training import layout, sweep
 
 TABLE = "TABLE.md"
 _BROKEN = "broken"  # in a kept sweep's file
-_CURVES = 6  # of one panel: more cannot be told apart
+_CURVES = 4  # of one panel: Table 3 has a base net and three derived from it
 
 
 def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> list[epath.Path]:
@@ -125,6 +125,7 @@ def _curves(name: str, title: str, groups: Sequence[records.Group]) -> Chart:
     f"Error over epochs: {means} Training errors are those of the steps since the last line, with "
     "dropout and augmentation.",
     panels,
+    sharey=True,
   )
 
 

@@ -81,7 +81,8 @@ class Subject:
 
   def photo(self, path: epath.PathLike) -> UInt8[np.ndarray, "1 h w c"]:
     """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that."""
-    image = _in_levels(_opened(path), path).convert("RGB" if self.stored[2] == 3 else "L")
+    image = _opaque(_in_levels(_opened(path), path))
+    image = image.convert("RGB" if self.stored[2] == 3 else "L")
     dense = any(isinstance(x, architectures.Dense) for x in self.net.table)
     if dense or isinstance(self.trained.preprocessor, preprocessing.Zca):
       image = image.resize((self.stored[1], self.stored[0]), Image.Resampling.BICUBIC)
@@ -190,6 +191,13 @@ def _in_levels(image: Image.Image, path: epath.PathLike) -> Image.Image:
   if not image.mode.startswith("I"):
     return image
   return Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
+
+
+def _opaque(image: Image.Image) -> Image.Image:
+  """The picture on white, if any of it is transparent: what is stored there was not meant to be seen."""
+  if not image.has_transparency_data:
+    return image
+  return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
 
 
 def _opened(path: epath.PathLike) -> Image.Image:

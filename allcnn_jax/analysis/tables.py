@@ -227,7 +227,8 @@ def _line(members: list[Record], held_out: list[Group], name: str, row: Row | No
   good = [r for r in members if r.status == "ok"]
   errors = [r.evaluation["error"] for r in good]
   error = statistics.mean(errors) if errors else None
-  theirs, unlike = (row.error, _unlike(row, config)) if row else (None, None)
+  unlike = _unlike(row, config) if row else None
+  theirs = row.error if row and not _unlike(row, config, ("dataset.name",)) else None
   parameters, multiply_adds = _cost(config)
   timed = [r for r in good if r.seconds]
   data = ", ".join(x for x in (config.dataset.name, config.dataset.augment) if x != "none")

@@ -19,7 +19,7 @@ from allcnn_jax.training import step as step_lib
 NEEDED = {"dataset": str, "split": str, "error": int | float | None, "step": int, "status": str}
 # A loss this little below or above ln(classes) is that of a network that gives the same answer
 # for every image: by guessing, or by how frequent the classes were in training.
-_DEAD = (-0.01, 0.03)
+_DEAD = (-0.003, 0.03)
 _GUESSED = 80  # percent of the errors of guessing
 
 
@@ -150,10 +150,11 @@ def from_workdir(
     raise UsageError(
       f"--views={views}: the run in {workdir} has no augmentation, so that all views are the same."
     )
+  name = dataset or trained.config.dataset.name
   source = sources.open(trained.config, split, dataset)
   if len(source.classes) != len(trained.classes):
     raise UsageError(
-      f"{dataset} has {len(source.classes)} classes, the network in {workdir} {len(trained.classes)}."
+      f"{name} has {len(source.classes)} classes, the network in {workdir} {len(trained.classes)}."
     )
   source.prepare(trained.preprocessor)
   batches = source.evaluation(batch_size(trained.config), views)
@@ -161,11 +162,9 @@ def from_workdir(
   scores = evaluate(net, trained.image[:2], trained.variables, batches)
   damaged = source.damaged()
   assert scores.examples + len(damaged) == source.examples, f"{scores.examples=} {damaged=}"
-  for name in damaged:
-    terminal.note(reporting.left_out(split, name))
-  values = summary(
-    scores, trained.step, split, dataset or trained.config.dataset.name, len(trained.classes)
-  )
+  for record in damaged:
+    terminal.note(reporting.left_out(split, record))
+  values = summary(scores, trained.step, split, name, len(trained.classes))
   values |= {"views": views} if views else {}
   if keeps:
     write(workdir, values)

@@ -103,6 +103,8 @@ class _Run:
     self.examples = self.train_images.examples
     self.num_classes = len(self.train_images.classes)
     self.steps_per_epoch, self.total = parts.steps(config, self.examples)
+    if preprocessing.saved(layout.preprocessing_of(workdir)):
+      self._fitted()
     self.recipe = sharding.replicate(parts.recipe(config, self.num_classes, self.examples))
 
     self.zero = sharding.everywhere(step_lib.Totals.zero)
@@ -121,8 +123,6 @@ class _Run:
       self.state = start(self.recipe, channels, _given(config, self.recipe, channels))
 
     reporting.read(workdir)  # damaged files are found while nothing has been changed
-    if preprocessing.saved(layout.preprocessing_of(workdir)):
-      preprocessing.load(config.dataset.preprocessing, layout.preprocessing_of(workdir))
     sharding.wait_for_all("the folder has been looked at")
     if sharding.is_first():
       _make_workdir(config, workdir, lock, new=new, trains=self.step < self.total)
@@ -141,7 +141,18 @@ class _Run:
       images, classes = self.train_images.sample(), self.train_images.classes
       preprocessing.fit_into(place, kind, images, classes, self.examples, shared)
     sharding.wait_for_all("the folder is ready")
-    return preprocessing.load(kind, place).preprocessor
+    return self._fitted()
+
+  def _fitted(self) -> preprocessing.Preprocessor:
+    """What the folder has. Raises UsageError if it is of other images, as far as their number and classes tell."""
+    place, kind = layout.preprocessing_of(self.workdir), self.config.dataset.preprocessing
+    found = preprocessing.load(kind, place)
+    if (found.examples, found.classes) != (self.examples, self.train_images.classes):
+      raise UsageError(
+        f"{place} was fitted to {found.examples} images of {len(found.classes)} classes; {self.config.dataset.name} "
+        f"now has {self.examples} of {self.num_classes}, or classes by other names: choose another --workdir."
+      )
+    return found.preprocessor
 
   def go(self) -> Outcome:
     """Runs to the end, or until asked to stop."""

@@ -102,7 +102,7 @@ def recipe(
 ) -> step_lib.Recipe:
   """What a run's step is compiled from, for `examples` training images, on all devices or a mesh."""
   steps_per_epoch, _ = steps(config, examples)
-  plain = config.dataset.plain_epochs
+  plain = 0 if config.dataset.augment == "none" else config.dataset.plain_epochs
   mesh = mesh or sharding.mesh()
   return step_lib.Recipe(
     seed=np.uint32(config.seed),
