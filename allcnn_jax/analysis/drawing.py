@@ -249,7 +249,7 @@ def _panel(axes, panel: Panel) -> None:
   if panel.logarithmic:
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_minor_formatter(_Plain())
+    axes.yaxis.set_minor_formatter(_Plain(minor_thresholds=(2, 0.4)))
   axes.set_title(textwrap.fill(panel.title, _LETTERS), fontsize=8)
   axes.set_xlabel("epoch")
   axes.set_ylabel(panel.ylabel)

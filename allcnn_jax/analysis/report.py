@@ -118,7 +118,7 @@ def curves(runs: Sequence[records.Record]) -> list[Chart]:
 
 def _curves(name: str, title: str, groups: Sequence[records.Group]) -> Chart:
   """Training and evaluation error over epochs, `_CURVES` configs a panel."""
-  panels, means = chart.learning(groups, _CURVES)
+  panels, means = chart.learning(groups, _CURVES, logarithmic=True)
   return Chart(
     name,
     title,
