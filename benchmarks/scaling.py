@@ -91,7 +91,10 @@ class Job(NamedTuple):
     """(bytes of gradients, FLOPs of a step on one image: forward, and twice that backward)."""
     found = architectures.resolve(self.net, self.classes)
     rows = architectures.trace(found.table, found.image)
-    return 4 * sum(r.parameters for r in rows), 6.0 * sum(r.multiply_adds for r in rows)
+    biases = sum(r.size[-1] for r in rows if r.parameters)
+    # In bfloat16, but for biases, whose gradients are summed in float32 (`nets/linear.py`).
+    size = 2 * sum(r.parameters for r in rows) + 2 * biases
+    return size, 6.0 * sum(r.multiply_adds for r in rows)
 
 
 JOBS = (
@@ -187,7 +190,7 @@ def main() -> None:
     "Made by `python -m benchmarks.scaling`. **Nothing on this page is measured.** A chip is assumed to reach "
     f"{SHARE_OF_PEAK:.0%} of its\npeak in bfloat16, and a core to decode {DECODED:,} images/s; messages go at the full speed of the links, with\n"
     f"{1e6 * LATENCY:g} µs for each of 2 log2(n) rounds, and do not overlap with computing. `launch.py benchmark` measures a step,\n"
-    "`launch.py compile` counts what it exchanges: 4 bytes for each parameter, and 8 for the loss and the errors, once a step."
+    "`launch.py compile` counts what it exchanges: 2 bytes for each weight, 4 for each bias, and 8 for the loss and the errors, once a step."
   )
   print("\n| run | gradients a step, MB | GFLOP an image | batch | largest | why no larger |")
   print("| --- | ---: | ---: | ---: | ---: | --- |")

@@ -17,7 +17,7 @@ from flax import traverse_util
 
 from allcnn_jax.data import augmentation
 from allcnn_jax.nets import architectures, model
-from allcnn_jax.training import checkpoints, learning_rules, randomness, sharding
+from allcnn_jax.training import checkpoints, learning_rules, parts, randomness, sharding
 from allcnn_jax.training import step as step_lib
 
 EXAMPLES, BATCH, SIZE, SEED = 64, 16, (12, 12), 5
@@ -34,7 +34,7 @@ def recipe(rule):
     conv(1, 5, 1, (0, 0), relu=False),
     architectures.GlobalAverage(),
   )
-  net = model.ConvNet(table, dtype=jnp.result_type(float))
+  net = parts.fast(model.ConvNet(table, dtype=jnp.result_type(float)))
   optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.05, momentum=0.9))
   return step_lib.Recipe(
     seed=SEED,

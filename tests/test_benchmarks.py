@@ -13,19 +13,28 @@ from tests.processes import ROOT
 
 
 @pytest.mark.parametrize(
-  ("module", "words"),
+  ("module", "words", "holds"),
   [
-    (saliency, ["--images=4", "--batch_size=2", "--width=0.05", "--repeats=1"]),
-    (learning_rules, ["--rules", "fa", "--batch_size=2", "--rounds=1"]),
-    (warp, ["--images=2", "--rounds=1"]),
+    (
+      saliency,
+      ["--images=4", "--batch_size=2", "--width=0.05", "--repeats=1"],
+      lambda x: x["guided / plain gradient"] == x["seconds"]["guided"] / x["seconds"]["plain"],
+    ),
+    (
+      learning_rules,
+      ["--rules", "fa", "--batch_size=2", "--rounds=1"],
+      lambda x: x["steps"].keys() == {"bp", "fa", "measure (fa)"},
+    ),
+    (warp, ["--images=2", "--rounds=1"], lambda x: x["largest_difference"] < 1e-3),
   ],
 )
-def test_a_command_measures_and_writes(module, words, tmp_path, monkeypatch):
+def test_a_command_measures_and_writes(module, words, holds, tmp_path, monkeypatch):
   monkeypatch.setattr(sys, "argv", ["x", *words, f"--output={tmp_path / 'found.json'}"])
   module.main()
   found = json.loads((tmp_path / "found.json").read_text())
   assert found["hardware"]
   assert found["command"]
+  assert holds(found)
 
 
 @pytest.fixture

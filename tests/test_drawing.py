@@ -32,9 +32,8 @@ def test_large_pictures_are_made_smaller():
 
 def test_a_chart_has_ink_of_each_line():
   image = drawing.draw(alignment.learning([run(), run("bp", scale=2.0)]))
-  for blue, orange in (((31, 119, 180), (255, 127, 14)),):
-    assert (image == blue).all(-1).any()
-    assert (image == orange).all(-1).any()
+  for colour in ((31, 119, 180), (255, 127, 14)):
+    assert (image == colour).all(-1).any()
 
 
 def test_more_curves_than_colours_are_told_apart():

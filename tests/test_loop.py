@@ -70,6 +70,20 @@ def test_stopped_and_gone_on_with_is_bit_identical_to_never_stopped(tiny, tmp_pa
   same(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
 
 
+def test_a_run_that_is_stopped_logs_every_step(tiny, tmp_path):
+  tiny.train.steps = tiny.log.every_steps = 8
+  loop.train(tiny, tmp_path / "whole")
+  asked = iter([False, False, True])
+  assert loop.train(tiny, tmp_path / "parts", None, lambda: next(asked)).step == 3
+  loop.train(tiny, tmp_path / "parts")
+  (whole,), (early, late) = (
+    [x for x in metrics(tmp_path / name) if "train_loss" in x] for name in ("whole", "parts")
+  )
+  assert [early["step"], late["step"]] == [3, 8]
+  mean = (3 * early["train_loss"] + 5 * late["train_loss"]) / 8
+  assert mean == pytest.approx(whole["train_loss"], rel=1e-5)
+
+
 def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, monkeypatch):
   tiny.train.steps = 30  # two epochs of twelve, and a half
   tiny.log.every_steps, tiny.checkpoint.every_steps = 4, 6
@@ -146,8 +160,8 @@ def test_sigterm_saves_and_says_how_to_go_on(tiny, tmp_path, capsys, monkeypatch
   workdir, before = tmp_path / "run", signal.getsignal(signal.SIGTERM)
 
   def stop(*_):
-    assert signal.getsignal(signal.SIGTERM) != before
-    signal.raise_signal(signal.SIGTERM)
+    if signal.getsignal(signal.SIGTERM) != before:
+      signal.raise_signal(signal.SIGTERM)
     assert signal.getsignal(signal.SIGTERM) == before  # a second one ends the program
 
   with monkeypatch.context() as patch:
@@ -357,7 +371,9 @@ def test_a_run_does_not_go_on_with_other_images(tiny, npz, tmp_path):
   arrays |= {name: arrays[name][:80] for name in ("train_images", "train_labels")}
   np.savez(npz, **arrays)
   before, tiny.train.steps = contents(tmp_path / "run"), 2
-  with pytest.raises(UsageError, match="fitted to 96 images of 10 classes; npz:.* now has 80 of 10"):
+  with pytest.raises(
+    UsageError, match="fitted to 96 images of 10 classes; npz:.* now has 80 of 10"
+  ):
     loop.train(tiny, tmp_path / "run")
   assert contents(tmp_path / "run") == before
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from allcnn_jax.data import augmentation
 from allcnn_jax.errors import UsageError
@@ -38,8 +39,10 @@ def test_keys_reach_the_augmentation(tiny):
 
 def test_a_run_trains_with_the_layers_of_training_one_device_with_the_faster_convolution(tiny):
   net = parts.recipe(tiny, 10, 96).net
-  assert net.conv is (linear.Fast if jax.device_count() == 1 else linear.Conv)
   assert net.dense is linear.Dense
+  device = jax.devices()[:1]
+  meshes = [Mesh(np.array(device * n), ("batch",)) for n in (1, 2)]
+  assert [parts.fast(net, mesh).conv for mesh in meshes] == [linear.Fast, linear.Conv]
 
 
 def test_more_steps_than_are_counted_are_refused(tiny):

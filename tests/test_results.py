@@ -40,3 +40,9 @@ def test_of_the_fast_recipe_the_most_often_run_stands_at_the_head_then_the_best(
   assert "come to 9.00 % in 24 epochs instead of 350 (n=1;" in results._head(runs)
   runs += [run(9.7, seed=1, **muon)]
   assert "come to 9.60 % ± 0.14 in 24 epochs instead of 350 (n=2;" in results._head(runs)
+
+
+def test_the_head_says_what_was_not_computed_in_float32():
+  runs = [run(8.0, dataset__augment="shift_flip", train__dtype=x) for x in ("float32", "bfloat16")]
+  assert "| 8.00 % | 1 |" in results._head(runs[:1])
+  assert "| 8.00 % in bfloat16 | 1 |" in results._head(runs[1:])

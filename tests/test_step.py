@@ -8,7 +8,7 @@ import pytest
 
 from allcnn_jax.data import augmentation
 from allcnn_jax.nets import model
-from allcnn_jax.training import randomness, sharding
+from allcnn_jax.training import learning_rules, randomness, sharding
 from allcnn_jax.training import step as step_lib
 
 
@@ -33,7 +33,7 @@ def recipe():
 
 
 def test_a_step_goes_down_the_gradient_of_the_batch(recipe, data):
-  """One step of plain SGD, without dropout or augmentation, against differences of the loss."""
+  """One step of plain SGD, without dropout or augmentation, against autodiff of the loss written out again."""
   net = model.create(
     "all_cnn_c", 10, width=0.04, init="he_normal", final_relu=False, dropout=(0.0, 0.0)
   )
@@ -111,6 +111,22 @@ def test_dropout_is_on_and_changes_with_step_and_seed(recipe, data):
       now, totals = step_lib.train_batch(seeded, now, step_lib.Totals.zero(), batch)
       losses.append(float(totals.loss))
   assert len(set(losses)) == 4
+
+
+@pytest.mark.parametrize(("rule", "differs"), [("bp", False), ("bp_noise", True)])
+def test_noise_changes_with_the_step(recipe, data, rule, differs):
+  """Without dropout, the descents of two steps from the same weights differ in their noise alone."""
+  net = model.create("all_cnn_c", 10, width=0.04, final_relu=False, dropout=(0.0, 0.0))
+  noisy = dataclasses.replace(
+    recipe, net=net, rule=learning_rules.create(rule), optimizer=optax.sgd(1.0)
+  )
+  moved = []
+  for step in (0, 1):
+    state = step_lib.init(noisy, 3)._replace(step=jnp.int32(step))
+    state, _ = step_lib.train_batch(noisy, state, step_lib.Totals.zero(), data.take(slice(4)))
+    moved.append(state.variables["params"])
+  for a, b in zip(*map(jax.tree.leaves, moved)):
+    assert (not jnp.array_equal(a, b)) == differs
 
 
 def test_orders_and_augmentation_change_with_the_seed(recipe, data):

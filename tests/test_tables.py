@@ -252,7 +252,7 @@ def test_what_each_line_was_measured_with_is_told_once():
     ],
     "table3",
   )
-  plain = "8 x H, 4 cores, jax 1"
+  plain = "8 x H, 4 cores, float32, jax 1"
   assert sorted(made.machines) == [
     f"{plain}, XLA_FLAGS=--fast; commit abc",
     f"{plain}; commit abc",

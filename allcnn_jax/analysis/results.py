@@ -76,7 +76,7 @@ def _head(runs: list[records.Record]) -> str:
 
 def _measured(x: tables.Line) -> str:
   spread = "" if x.deviation is None else f" ± {x.deviation:.2f}"
-  return f"{x.error:.2f} %{spread}"
+  return f"{x.error:.2f} %{spread}" + ("" if x.dtype == "float32" else f" in {x.dtype}")
 
 
 def main():

@@ -42,6 +42,7 @@ class Line(NamedTuple):
     optimizer: its name.
     rate: learning rate at the start.
     rates: those that it was chosen from.
+    dtype: the type of the computation.
     epoch_seconds: time of an epoch's training steps, the median speed; the mean over runs.
     seconds: time of a run's training steps, the mean over runs.
     measured_with: hardware, versions and commit of the runs, each once.
@@ -69,6 +70,7 @@ class Line(NamedTuple):
   optimizer: str = ""
   rate: float | None = None
   rates: tuple[float, ...] = ()
+  dtype: str = ""
   epoch_seconds: float | None = None
   seconds: float | None = None
   measured_with: tuple[str, ...] = ()
@@ -253,6 +255,7 @@ def _line(members: list[Record], held_out: list[Group], name: str, row: Row | No
     optimizer=config.optimizer.name,
     rate=config.optimizer.learning_rate,
     rates=_tried(config, held_out),
+    dtype=config.train.dtype,
     epoch_seconds=statistics.mean(map(_epoch_seconds, timed)) if timed else None,
     seconds=statistics.mean(r.seconds for r in timed) if timed else None,
     measured_with=tuple(dict.fromkeys(map(_machine, members))),
@@ -294,7 +297,7 @@ def _machine(run: Record) -> str:
     return "not kept"
   hardware, versions = kept["hardware"], kept["versions"]
   count = f"{hardware['devices']} x " if hardware["devices"] > 1 else ""
-  said = [f"{count}{hardware['device']}, {hardware['cores']} cores"]
+  said = [f"{count}{hardware['device']}, {hardware['cores']} cores", run.config.train.dtype]
   said += [f"{name} {version}" for name, version in versions.items()]
   said += [f"{name}={value}" for name, value in kept.get("environment", {}).items()]
   commit = f"; commit {kept['commit']}" if kept.get("commit") else ""

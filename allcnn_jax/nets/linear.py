@@ -63,5 +63,5 @@ def _weights(layer, inputs, shape):
   return *layer.promote_dtype(inputs, kernel, dtype=layer.dtype), bias
 
 
-# The convolution in the ways that are faster on a CPU, of one device.
+# The convolution in the ways that are faster: on one CPU, or on GPUs.
 Fast = functools.partial(Conv, conv_general_dilated_cls=convolution.for_linen)

@@ -189,7 +189,7 @@ class _Run:
         seen = jax.device_get(totals)
         if seen.bad_step >= 0:
           return self._diverged(report, int(seen.bad_step) + 1)  # which counts from 0
-      if log:
+      if log or stop:  # what stands in no checkpoint
         loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
         report.training(step, loss, error, float(rate(step - 1)))
         totals = self.zero()

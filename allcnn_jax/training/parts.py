@@ -48,10 +48,11 @@ def stored(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
   """The same net, variables and all, with the layers of training.
 
-  The faster convolutions go through a batch in parts, for which several devices would gather all of it on each.
+  On a CPU the faster convolutions go through a batch in parts, for which several would gather all of it on each.
   """
-  one = (mesh or sharding.mesh()).size == 1
-  return net.clone(conv=linear.Fast if one else linear.Conv, dense=linear.Dense)
+  mesh = mesh or sharding.mesh()
+  whole = mesh.size == 1 or mesh.devices.flat[0].platform != "cpu"
+  return net.clone(conv=linear.Fast if whole else linear.Conv, dense=linear.Dense)
 
 
 def data_set(config: ml_collections.ConfigDict, name: str | None = None) -> tuple[str, int, str]:

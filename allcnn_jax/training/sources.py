@@ -66,7 +66,10 @@ class Source(Protocol):
     """Trains from `step` on: the state, the sums so far, and the step that was reached."""
 
   def first(self, n: int) -> step_lib.Examples:
-    """The first n images with their labels, preprocessed and unaugmented."""
+    """The first n images with their labels, preprocessed and unaugmented.
+
+    Of a stream one that cannot be read is black, and of the first class.
+    """
 
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
     """Each image once; as so many augmented views, or where that is 0 as itself."""
