@@ -372,7 +372,7 @@ def test_a_run_does_not_go_on_with_other_images(tiny, npz, tmp_path):
   np.savez(npz, **arrays)
   before, tiny.train.steps = contents(tmp_path / "run"), 2
   with pytest.raises(
-    UsageError, match="fitted to 96 images of 10 classes; npz:.* now has 80 of 10"
+    UsageError, match=r"fitted to 96 images of 10 classes; npz:.* now has 80 of 10"
   ):
     loop.train(tiny, tmp_path / "run")
   assert contents(tmp_path / "run") == before
