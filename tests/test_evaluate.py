@@ -137,6 +137,15 @@ def test_a_network_outlives_the_optimizer_that_trained_it(tiny, tmp_path):
     loop.train(tiny, run)  # to go on, its optimizer is needed as it was
 
 
+def test_a_set_of_other_classes_is_refused_by_its_name(tiny, npz, tmp_path):
+  tiny.train.steps = 1
+  loop.train(tiny, tmp_path / "run")
+  arrays = dict(np.load(npz))
+  np.savez(npz, **arrays | {k: arrays[k] % 4 for k in ("train_labels", "test_labels")})
+  with pytest.raises(UsageError, match=r"colours\.npz has 4 classes, the network in .* 10"):
+    evaluate.from_workdir(tmp_path / "run")
+
+
 def test_views_are_told_of_where_they_were_averaged(tiny, tmp_path):
   tiny.dataset.augment, tiny.train.steps = "shift_flip", 1
   loop.train(tiny, tmp_path / "run")

@@ -122,7 +122,7 @@ def test_noise_changes_with_the_step(recipe, data, rule, differs):
   )
   moved = []
   for step in (0, 1):
-    state = step_lib.init(noisy, 3)._replace(step=jnp.int32(step))
+    state = dataclasses.replace(step_lib.init(noisy, 3), step=jnp.int32(step))
     state, _ = step_lib.train_batch(noisy, state, step_lib.Totals.zero(), data.take(slice(4)))
     moved.append(state.variables["params"])
   for a, b in zip(*map(jax.tree.leaves, moved)):
