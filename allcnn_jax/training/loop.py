@@ -256,7 +256,7 @@ class _Run:
       if self.config.model.final_relu:
         ways += " or model.final_relu=False"
       report.note(
-        f"The network is dead: after {step / self.steps_per_epoch:.3g} epochs its loss is {scores.loss:.4f}, "
+        f"The network is dead: at epoch {step / self.steps_per_epoch:.3g} its loss is {scores.loss:.4f}, "
         f"close to ln({self.num_classes}) = {math.log(self.num_classes):.4f}, as of one answer for all images. Good runs may sit there for six epochs; "
         f"otherwise {ways} may start."
       )
