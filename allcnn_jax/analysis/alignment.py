@@ -138,15 +138,15 @@ def signs(runs: Sequence[Record]) -> Chart:
     "Signs that change",
     "Share of a layer's weights whose sign differs from that at the start, and share whose sign "
     "has differed after any step (after Moskovitz et al. 2018, Fig. 5). "
-    f"{_freezing(runs)}{_CURVES}{chart.said_of(found)}",
+    f"{_freezing(found)}{_CURVES}{chart.said_of(found)}",
     panels,
   )
 
 
-def _freezing(runs: Sequence[Record]) -> str:
+def _freezing(shown: Sequence[Group]) -> str:
   """What a caption says of when signs are frozen; nothing if they never are."""
-  freezing = [r for r in runs if learning_rules.RULES[r.config.rule.name].keeps_signs]
-  shares = sorted({r.config.rule.freeze_at for r in freezing})
+  rules = [members[0].config.rule for _, members in shown]
+  shares = sorted({r.freeze_at for r in rules if learning_rules.RULES[r.name].keeps_signs})
   if not shares:
     return ""
   said = " or ".join(f"{100 * share:g}" for share in shares)

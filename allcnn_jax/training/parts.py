@@ -48,7 +48,7 @@ def stored(config: ml_collections.ConfigDict) -> tuple[int, int, int]:
 def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
   """The same net, variables and all, with the layers of training.
 
-  On a CPU the faster convolutions go through a batch in parts, for which several would gather all of it on each.
+  A CPU's faster convolutions go through a batch in parts, for which several devices would gather all of it on each.
   """
   mesh = mesh or sharding.mesh()
   whole = mesh.size == 1 or mesh.devices.flat[0].platform != "cpu"
