@@ -63,6 +63,13 @@ def test_layers_stand_in_the_order_of_the_network():
   np.testing.assert_allclose(chart.panels[0].curves[0].y, [1, 11, 21])
 
 
+def test_layers_are_compared_on_one_scale():
+  norms, angles = alignment.norms([run()]), alignment.angles([run()])
+  assert norms.sharey
+  assert angles.sharey
+  assert [p.logarithmic for p in norms.panels + angles.panels] == [True, False]
+
+
 def test_every_chart_is_drawn_and_written_with_its_numbers(tmp_path):
   record = run()
   where = {"dataset": record.config.dataset.name, "split": "test", "step": 1_000_000}

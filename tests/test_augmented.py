@@ -18,11 +18,21 @@ def test_sixty_four_augmented_images_beside_what_is_evaluated(strided):
   rows = sheet.blocks[0].rows
   assert [len(row.pictures) for row in rows] == [9] * 8
   assert sheet.arrays["augmented"].shape == (8, 8, 32, 32, 3)
+  for row, views in zip(rows, sheet.arrays["augmented"]):
+    np.testing.assert_array_equal(
+      row.pictures[1:], augmented._picture(strided.trained.preprocessor, views)
+    )
   raw = parts.read_images(strided.trained.config, "train").images[:8]
   for row, image in zip(rows, raw):
     np.testing.assert_array_equal(row.pictures[0], image)
     shown = {picture.tobytes() for picture in row.pictures[1:]}
     assert len(shown) > 4
+
+
+def test_the_caption_names_the_split(strided):
+  assert "8 images of the train split of npz:" in sheet_of(strided).caption
+  request = Request(lambda: strided, split="test")
+  assert " images of the test split of npz:" in augmented.figure(request).caption
 
 
 def test_without_augmentation_all_are_the_image(strided):

@@ -134,6 +134,9 @@ def test_a_damaged_checkpoint_makes_room_for_a_new_one(saved):
   assert store.steps() == [2, 3]
   jax.tree.map(np.testing.assert_array_equal, store.restore(like()), state(3, scale=9))
   assert (saved / "damaged" / "3" / "checksums.json").exists()
+  store.set_aside_after(2)  # damaged once more
+  assert store.steps() == [2]
+  assert [x.name for x in (saved / "damaged").iterdir()] == ["3"]
 
 
 def test_a_checkpoint_whose_run_was_killed_before_its_checksums_is_used(saved):
