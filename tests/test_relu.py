@@ -48,6 +48,9 @@ def test_backprop_is_jax_s_derivative_also_at_zero(key, leak):
   r = jax.random.normal(jax.random.key(1), (50,))
   ordinary = jax.nn.relu if leak == 0 else lambda x: jax.nn.leaky_relu(x, leak)
   np.testing.assert_allclose(back(x, r, "backprop", leak), jax.vjp(ordinary, x)[1](r)[0])
+  np.testing.assert_allclose(
+    jax.vjp(lambda x: relu.rectify(x, leak), x)[1](r), jax.vjp(ordinary, x)[1](r)
+  )
 
 
 def test_guided_is_zero_where_either_of_the_others_is(key):
