@@ -9,7 +9,7 @@ from allcnn_jax.training import machine
 from tests.processes import ROOT
 
 
-def test_the_commit_is_what_git_says_and_nothing_outside_the_repository(tmp_path):
+def test_the_commit_is_what_git_says():
   said = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True)
   found = machine.commit()
   if said.returncode:  # an archive of the code has none
@@ -17,12 +17,31 @@ def test_the_commit_is_what_git_says_and_nothing_outside_the_repository(tmp_path
   else:
     assert said.stdout.startswith(found.rstrip("+"))
     assert len(found) >= 12
-  # A copy inside somebody else's repository is not part of it.
-  subprocess.run(["git", "init", "-q", tmp_path], check=True)
+
+
+def test_a_copy_in_a_repository_has_its_commit_with_a_plus_once_a_file_has_changed(tmp_path):
   copy = shutil.copy(machine.__file__, tmp_path / "machine.py")
   program = f"import runpy; print(repr(runpy.run_path({str(copy)!r})['commit']()))"
-  done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
-  assert done.stdout == "''\n"
+
+  def git(*words):
+    who = ["-c", "user.name=a", "-c", "user.email=a@b.c"]
+    run = ["git", *who, "-C", tmp_path, *words]
+    return subprocess.run(run, check=True, capture_output=True, text=True).stdout.strip()
+
+  def found():
+    words = [sys.executable, "-c", program]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+  git("init", "-q")
+  assert found() == "''"  # inside somebody else's repository it is not part of it
+  git("add", ".")
+  git("commit", "-qm", "all")
+  head = git("rev-parse", "--short=12", "HEAD")
+  (tmp_path / "notes").touch()  # untracked
+  assert found() == f"'{head}'"
+  with copy.open("a") as file:
+    file.write("# changed\n")
+  assert found() == f"'{head}+'"
 
 
 def test_the_command_is_what_was_typed(monkeypatch):

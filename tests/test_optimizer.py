@@ -56,10 +56,16 @@ def test_after_a_drop_caffes_velocity_coasts_on():
   assert caffe[5] > 3 * plain[5]
 
 
-def test_adams_first_step_is_the_rate_whatever_the_gradient():
-  """The decay is in the gradient."""
-  trace = run(section(name="adam", weight_decay=0.5), steps=1)
-  np.testing.assert_allclose(trace, 0.9, rtol=1e-5)
+def test_adam_is_its_algorithm_written_out():
+  """Kingma & Ba 2015, algorithm 1; the decay is in the gradient, `momentum` is its first rate."""
+  w, m, v, trace = np.ones(2), 0.0, 0.0, []
+  for t in range(1, 6):
+    g = w + 0.5 * w
+    m, v = 0.7 * m + 0.3 * g, 0.999 * v + 0.001 * g**2
+    w = w - 0.1 * (m / (1 - 0.7**t)) / (np.sqrt(v / (1 - 0.999**t)) + 1e-8)
+    trace.append(w)
+  ours = run(section(name="adam", weight_decay=0.5, momentum=0.7), steps=5)
+  np.testing.assert_allclose(ours, trace, rtol=1e-5)
 
 
 def layer(seed, *shape):
