@@ -43,6 +43,7 @@ def test_json_keeps_every_value_and_type():
     ("train__batch_size", 0, "at least 1"),
     ("train__dtype", "float16", "bfloat16"),
     ("optimizer__drops", (5, 3), "rising"),
+    ("optimizer__drops", (5, 5), "rising"),
     ("optimizer__momentum", 1.0, "below 1"),
     ("optimizer__learning_rate", float("nan"), "from 0"),
     ("optimizer__name", "sdg", "Did you mean 'sgd'"),
