@@ -58,3 +58,14 @@ def test_the_fast_layer_convolves_by_our_own_convolution(monkeypatch):
     layer = make(4, **CONV)
     jax.eval_shape(layer.init, jax.random.key(0), jnp.zeros((1, 9, 9, 3)))
     assert seen == expected
+
+
+@pytest.mark.parametrize(("channels", "products"), [(3, 2), (32, 0)])
+def test_only_a_gpu_makes_a_product_of_an_images_convolution_and_its_bias(channels, products):
+  layer, x = linear.Fast(32, **CONV), jnp.zeros((2, 9, 9, channels))
+  params = layer.init(jax.random.key(0), x)
+  traced = jax.jit(jax.value_and_grad(lambda p: layer.apply(p, x).sum())).trace(params)
+  for platform, expected in (("cuda", products), ("tpu", 0)):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert text.count("stablehlo.dot_general") == expected
+    assert text.count("stablehlo.convolution") == 2 - expected

@@ -2,7 +2,7 @@
 
 On a CPU, layers with many features go by minimal filtering (`winograd`), and the gradient of a
 kernel that sees few numbers, such as an image's channels or a single pixel, is a product of
-matrices. On a GPU a layer that sees an image is such a product, forward too. All else is JAX's own.
+matrices. On a GPU a layer that sees an image is such a product, forward and with its bias. All else is JAX's own.
 """
 
 import functools
@@ -43,13 +43,9 @@ def convolve(
   def filtered(x, kernel):
     return winograd.forward(x, kernel, strides[0], padding)
 
-  plain, multiplied = (
-    functools.partial(way, strides=strides, padding=padding) for way in (direct, product)
-  )
+  plain = functools.partial(direct, strides=strides, padding=padding)
   if winograd.suits(x, kernel, strides):
     return jax.lax.platform_dependent(x, kernel, cpu=filtered, default=plain)
-  if _makes_many(kernel):
-    return jax.lax.platform_dependent(x, kernel, cuda=multiplied, default=plain)
   return plain(x, kernel)
 
 
@@ -79,27 +75,21 @@ def _backward(strides, padding, kept, d):
     back = winograd.input_gradient(d, kernel, strides[0], padding, x.shape[1:3])
     return back, winograd.weight_gradient(x, d, len(kernel), strides[0], padding)
 
-  def multiplied(gradient):
-    def pulled(x, kernel, d):
-      _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
-      return *pull(d), gradient(x, d, kernel.shape[:2], strides, padding)
+  def multiplied(x, kernel, d):
+    _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
+    return *pull(d), weight_gradient_in_parts(x, d, kernel.shape[:2], strides, padding)
 
-    return pulled
-
-  here = {}
   if winograd.suits(x, kernel, strides):
-    here["cpu"] = filtered
-  elif _sees_little(x, kernel):
-    here["cpu"] = multiplied(weight_gradient_in_parts)
-  if _makes_many(kernel):
-    here["cuda"] = multiplied(weight_gradient)
-  return jax.lax.platform_dependent(x, kernel, d, **here, default=plain)
+    return jax.lax.platform_dependent(x, kernel, d, cpu=filtered, default=plain)
+  if _sees_little(x, kernel):
+    return jax.lax.platform_dependent(x, kernel, d, cpu=multiplied, default=plain)
+  return plain(x, kernel, d)
 
 
 convolve.defvjp(_forward, _backward)
 
 
-def _makes_many(kernel: Array) -> bool:
+def makes_many(kernel: Array) -> bool:
   """Whether a kernel makes many features of few numbers."""
   *window, channels, features = kernel.shape
   return math.prod(window) * channels <= _LARGEST_PATCH and features >= _LEAST_FEATURES
@@ -108,36 +98,18 @@ def _makes_many(kernel: Array) -> bool:
 def _sees_little(x: Array, kernel: Array) -> bool:
   """Whether a kernel sees a single pixel, or makes many features of few numbers; full precision."""
   single = kernel.shape[:2] == (1, 1)
-  return (single or _makes_many(kernel)) and x.dtype in (jnp.float32, jnp.float64)
+  return (single or makes_many(kernel)) and x.dtype in (jnp.float32, jnp.float64)
 
 
 def _patches(
-  x: Float[Array, "n h w i"],
-  window: Sequence[int],
-  strides: tuple[int, int],
-  padding: Pairs,
-  filled: int,
+  x: Float[Array, "n h w i"], window: Sequence[int], strides: tuple[int, int], padding: Pairs
 ) -> Float[Array, "n u v p"]:
-  """What each output sees, as (k, l, i), and zeros up to a multiple of `filled` numbers."""
+  """What each output sees, as (k, l, i)."""
   x = winograd.pad(x, padding)
   rows, columns = (
     [slice(i, i + n - r + 1, s) for i in range(r)] for r, s, n in zip(window, strides, x.shape[1:3])
   )
-  taps = [x[:, i, j] for i in rows for j in columns]
-  zeros = jnp.zeros((*taps[0].shape[:3], -len(taps) * x.shape[3] % filled), x.dtype)
-  return jnp.concatenate([*taps, zeros], axis=-1)
-
-
-def product(
-  x: Float[Array, "n h w i"],
-  kernel: Float[Array, "k l i o"],
-  strides: tuple[int, int],
-  padding: Pairs,
-) -> Float[Array, "n u v o"]:
-  """The convolution as one product of patches and weights."""
-  patches = _patches(x, kernel.shape[:2], strides, padding, _ALIGNED)
-  weights = kernel.reshape(-1, kernel.shape[-1])
-  return patches @ jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
+  return jnp.concatenate([x[:, i, j] for i in rows for j in columns], axis=-1)
 
 
 def weight_gradient(
@@ -146,16 +118,57 @@ def weight_gradient(
   window: Sequence[int],
   strides: tuple[int, int],
   padding: Pairs,
-  filled: int = _ALIGNED,
 ) -> Float[Array, "k l i o"]:
-  """The gradient of a kernel of `window`, for the error of its output: patches times errors.
-
-  Patches are filled up to a multiple of `filled` numbers.
-  """
+  """The gradient of a kernel of `window`, for the error of its output: patches times errors."""
   channels, features = x.shape[3], d.shape[3]
-  patches = _patches(x, window, strides, padding, filled)
+  patches = _patches(x, window, strides, padding)
   summed = patches.reshape(-1, patches.shape[-1]).T @ d.reshape(-1, features)
-  return summed[: math.prod(window) * channels].reshape(*window, channels, features)
+  return summed.reshape(*window, channels, features)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def product(
+  x: Float[Array, "n h w i"],
+  kernel: Float[Array, "k l i o"],
+  bias: Float[Array, " o"],
+  strides: tuple[int, int],
+  padding: Pairs,
+) -> Float[Array, "n u v o"]:
+  """The convolution and its bias as one product: of patches, each with a one, and of weights.
+
+  So the bias's gradient is another row of the weights' own product, and costs no look at the errors.
+  """
+  patches = _with_one(_patches(x, kernel.shape[:2], strides, padding))
+  weights = jnp.concatenate([kernel.reshape(-1, len(bias)), bias[None].astype(kernel.dtype)])
+  return patches @ jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
+
+
+def _with_one(patches: Float[Array, "n u v p"]) -> Float[Array, "n u v q"]:
+  """Patches with a one behind each, and zeros up to a multiple of `_ALIGNED` numbers."""
+  *places, numbers = patches.shape
+  zeros = -(numbers + 1) % _ALIGNED
+  rest = [jnp.ones((*places, 1), patches.dtype), jnp.zeros((*places, zeros), patches.dtype)]
+  return jnp.concatenate([patches, *rest], axis=-1)
+
+
+def _product_forward(x, kernel, bias, strides, padding):
+  return product(x, kernel, bias, strides, padding), (x, kernel, bias)
+
+
+def _product_backward(strides, padding, kept, d):
+  x, kernel, bias = kept
+  _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
+  patches = _with_one(_patches(x, kernel.shape[:2], strides, padding))
+  summed = jnp.matmul(
+    patches.reshape(-1, patches.shape[-1]).T,
+    d.reshape(-1, len(bias)),
+    preferred_element_type=bias.dtype,
+  )
+  own = math.prod(kernel.shape[:-1])
+  return *pull(d), summed[:own].reshape(kernel.shape).astype(kernel.dtype), summed[own]
+
+
+product.defvjp(_product_forward, _product_backward)
 
 
 def weight_gradient_in_parts(
@@ -169,7 +182,7 @@ def weight_gradient_in_parts(
   channels, features = x.shape[3], d.shape[3]
 
   def add(total, some):
-    return total + weight_gradient(*some, window, strides, padding, filled=1), None
+    return total + weight_gradient(*some, window, strides, padding), None
 
   each = (math.prod(window) * channels + features) * math.prod(d.shape[1:3]) * x.dtype.itemsize
   batches = winograd.batches((x, d), max(1, _CACHE // each))

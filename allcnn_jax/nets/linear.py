@@ -41,8 +41,18 @@ class Conv(nn.Conv):
   def __call__(self, inputs: Float[Array, "n h w i"]) -> Float[Array, "n u v o"]:
     """As `nn.Conv`."""
     x, kernel, bias = _weights(self, inputs, (*self.kernel_size, inputs.shape[-1], self.features))
-    conv = self.conv_general_dilated_cls() if self.conv_general_dilated_cls else convolution.direct
-    return add_bias(conv(x, kernel, (self.strides,) * 2, self.padding), bias)
+    strides, fast = (self.strides,) * 2, self.conv_general_dilated_cls
+    conv = fast() if fast else convolution.direct
+
+    def apart(x, kernel, bias):
+      return add_bias(conv(x, kernel, strides, self.padding), bias)
+
+    def together(x, kernel, bias):
+      return convolution.product(x, kernel, bias, strides, self.padding)
+
+    if fast and convolution.makes_many(kernel):
+      return jax.lax.platform_dependent(x, kernel, bias, cuda=together, default=apart)
+    return apart(x, kernel, bias)
 
 
 @no_type_check
