@@ -8,7 +8,6 @@ import functools
 import pathlib
 import sys
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ from flax import traverse_util
 
 from allcnn_jax.data import augmentation
 from allcnn_jax.nets import architectures, model
+from allcnn_jax.nets.dropout import Dropout
 from allcnn_jax.training import checkpoints, learning_rules, parts, randomness, sharding
 from allcnn_jax.training import step as step_lib
 
@@ -70,7 +70,7 @@ def integers(recipe, images):
   def masks(x):
     x = jax.lax.with_sharding_constraint(x, recipe.batch_sharding)
     rngs = {"dropout": randomness.key(SEED, "dropout", 7)}
-    return nn.Dropout(0.5, deterministic=False).apply({}, x, rngs=rngs)
+    return Dropout(0.5, deterministic=False).apply({}, x, rngs=rngs)
 
   return {
     "order": order,

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 
 from allcnn_jax.errors import unknown
 from allcnn_jax.nets import architectures
+from allcnn_jax.nets.dropout import Dropout
 from allcnn_jax.nets.pooling import pool as pool_layer
 from allcnn_jax.nets.relu import rectify
 
@@ -86,7 +87,7 @@ class ConvNet(nn.Module):
         case architectures.Pool():
           x = activations[name] = pool_layer(x, layer)
         case architectures.Dropout(rate=rate):
-          x = nn.Dropout(rate, deterministic=not train, name=name)(x)
+          x = Dropout(rate, deterministic=not train, name=name)(x)
         case architectures.GlobalAverage():
           if x.dtype != wide:
             # On a CPU, jaxlib 0.11 and 0.12 make one loop of the mean and the 1x1 convolutions
