@@ -12,7 +12,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import Busy, DiskFull, UsageError
-from allcnn_jax.training import evaluate, loop, parts, reporting
+from allcnn_jax.training import evaluate, loop, parts, reporting, sources
 from allcnn_jax.training import step as step_lib
 from tests.runs import contents, evaluation, metrics, same, weights
 
@@ -84,22 +84,35 @@ def test_a_run_that_is_stopped_logs_every_step(tiny, tmp_path):
   assert mean == pytest.approx(whole["train_loss"], rel=1e-5)
 
 
+def _counted(many, name, calls):
+  """`many`, a step of many, which notes its name and how many it is asked for."""
+
+  def counted(*given):
+    calls.append((name, given[-1]))
+    return many(*given)
+
+  counted.lower = many.lower
+  return counted
+
+
+def test_who_chooses_a_gpu_s_graphs_by_a_flag_is_left_alone(monkeypatch):
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+  assert sources.steps_of_stored(3) == (step_lib.train_steps, step_lib.train_steps, (3,), 3)
+
+
 def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, monkeypatch):
   tiny.train.steps = 30  # two epochs of twelve, and a half
   tiny.log.every_steps, tiny.checkpoint.every_steps = 4, 6
   loop.train(tiny, tmp_path / "one by one")
   calls = []
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  many = step_lib.train_steps
-
-  def counted(*given):
-    calls.append(given[-1])
-    return many(*given)
-
-  counted.lower = many.lower
-  monkeypatch.setattr(step_lib, "train_steps", counted)
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  for name in ("train_steps", "train_steps_in_graphs"):
+    monkeypatch.setattr(step_lib, name, _counted(getattr(step_lib, name), name, calls))
   loop.train(tiny, tmp_path / "pairs")
-  assert calls == [2] * 15
+  # A GPU records its graphs once all has been loaded.
+  assert calls == [("train_steps", 2)] + 14 * [("train_steps_in_graphs", 2)]
   for one, pair in zip(metrics(tmp_path / "one by one"), metrics(tmp_path / "pairs"), strict=True):
     assert one["step"] == pair["step"]
     assert one.get("eval_error") == pair.get("eval_error")

@@ -74,11 +74,11 @@ class Rounds:
     if sizes.varies:
       batch = data.take(slice(recipe.batch_size))
       self._inputs = (jax.device_put(batch, recipe.batch_sharding),)
-      step, given, steps = step_lib.train_batch, (), 1
+      todo = sources.Steps(step_lib.train_batch, step_lib.train_batch, (), 1)
     else:
       self._inputs = (data, step_lib.epoch_order(recipe.seed, 0, len(data.labels)))
       examples = sizes.train - config.dataset.validation
-      step, given, steps = sources.steps_of_stored(parts.steps_a_call(config, examples))
+      todo = sources.steps_of_stored(parts.steps_a_call(config, examples))
 
     events: list[str] = []
 
@@ -87,10 +87,11 @@ class Rounds:
 
     jax.monitoring.register_event_listener(note)
     began = time.perf_counter()
-    self._step = step.lower(recipe, self.state, self._totals, *self._inputs, *given).compile()
+    given = (recipe, self.state, self._totals, *self._inputs, *todo.given)
+    self._step, later = (x.lower(*given).compile() for x in (todo.first, todo.later))
     self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
     jax.monitoring.unregister_event_listener(note)
-    memory = self._step.memory_analysis()
+    memory = later.memory_analysis()
     self.memory = {
       "arguments": memory.argument_size_in_bytes,
       "temporaries": memory.temp_size_in_bytes,
@@ -98,8 +99,10 @@ class Rounds:
     }
     self.seconds(calls=1)
     self.first_step_seconds = _since_start()
+    self._step = later
+    self.seconds(calls=1)
     self._calls = math.ceil(_ROUND / self.seconds(calls=1))
-    self.steps = steps * self._calls
+    self.steps = todo.count * self._calls
 
   def seconds(self, calls: int | None = None) -> float:
     """How long one more round takes, or so many calls."""

@@ -1,6 +1,7 @@
 """A split as training and evaluation take it, behind one door; and one held on the device."""
 
 import functools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -101,14 +102,33 @@ def open(config: ml_collections.ConfigDict, split: str, name: str | None = None)
   return Resident(config, split, name)
 
 
-def steps_of_stored(steps_a_call: int) -> tuple[Callable[..., Any], tuple[int, ...], int]:
-  """(what trains on a set on the device, what it takes besides, how many steps one call of it does).
+class Steps(NamedTuple):
+  """What trains on a set on the device.
+
+  Attributes:
+    first: takes the first call of a process.
+    later: takes all others.
+    given: what both take besides.
+    count: how many steps one call does.
+  """
+
+  first: Callable[..., Any]
+  later: Callable[..., Any]
+  given: tuple[int, ...]
+  count: int
+
+
+def steps_of_stored(steps_a_call: int) -> Steps:
+  """What trains on a set on the device, as many steps a call, or as few, as are fast there.
 
   XLA's CPU backend runs a convolution inside a loop many times slower than outside it: one step.
   """
   if jax.default_backend() == "cpu":
-    return step_lib.train_step, (), 1
-  return step_lib.train_steps, (steps_a_call,), steps_a_call
+    return Steps(step_lib.train_step, step_lib.train_step, (), 1)
+  many = step_lib.train_steps
+  chosen = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")  # by the user
+  later = step_lib.train_steps_in_graphs if jax.default_backend() == "gpu" and not chosen else many
+  return Steps(many, later, (steps_a_call,), steps_a_call)
 
 
 def batches(data: step_lib.Stored, batch_size: int) -> Iterator[Batch]:
@@ -166,11 +186,13 @@ class Resident:
     self._order = functools.lru_cache(1)(
       lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), n)
     )
-    self._step, self._count, self._steps_a_call = steps_of_stored(steps_a_call)
-    self._step.lower(*self._given(state, totals, epoch=0)).compile()
+    self._steps = steps_of_stored(steps_a_call)
+    self._step = self._steps.first
+    for step in (self._steps.first, self._steps.later):
+      step.lower(*self._given(state, totals, epoch=0)).compile()
 
   def _given(self, state: step_lib.TrainState, totals: step_lib.Totals, epoch: int) -> tuple:
-    return (self._recipe, state, totals, self._data, self._order(epoch), *self._count)
+    return (self._recipe, state, totals, self._data, self._order(epoch), *self._steps.given)
 
   def advance(
     self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
@@ -178,9 +200,10 @@ class Resident:
     """One step, or on an accelerator as many as a call has; none goes beyond its epoch."""
     epoch = step // (self.examples // self._recipe.batch_size)
     state, totals = self._step(*self._given(state, totals, epoch))
+    self._step = self._steps.later
     if jax.default_backend() == "cpu":
       jax.block_until_ready(totals)  # a queue would delay a stop
-    return state, totals, step + self._steps_a_call
+    return state, totals, step + self._steps.count
 
   def first(self, n: int) -> step_lib.Examples:
     batch = self._data.take(slice(n))

@@ -216,8 +216,7 @@ def train_batch(
   return _step(recipe, state, totals, batch)
 
 
-@functools.partial(jax.jit, static_argnums=5, donate_argnums=(1, 2))
-def train_steps(
+def _train_steps(
   recipe: Recipe,
   state: TrainState,
   totals: Totals,
@@ -236,6 +235,18 @@ def train_steps(
     return _step(recipe, state, totals, batch_at(recipe, data, order, state.step))
 
   return jax.lax.fori_loop(0, count, body, (state, totals), unroll=unrolled(count))
+
+
+_steps = functools.partial(jax.jit, _train_steps, static_argnums=5, donate_argnums=(1, 2))
+train_steps = _steps()
+# The same as graphs that a GPU records once: XLA's own list of what they may hold, and convolutions.
+# XLA leaves these out because cuDNN cannot load one while a graph is recorded: `train_steps` has to
+# have run before, in the same process.
+train_steps_in_graphs = _steps(
+  compiler_options={
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"
+  }
+)
 
 
 def unrolled(count: int) -> int:
