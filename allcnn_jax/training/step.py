@@ -239,12 +239,14 @@ def _train_steps(
 
 _steps = functools.partial(jax.jit, _train_steps, static_argnums=5, donate_argnums=(1, 2))
 train_steps = _steps()
-# The same as graphs that a GPU records once: XLA's own list of what they may hold, and convolutions.
-# XLA leaves these out because cuDNN cannot load one while a graph is recorded: `train_steps` has to
-# have run before, in the same process.
+# The same as one graph that a GPU records once, its loop inside, kernels side by side where none waits
+# for another: XLA's own list of what a graph may hold, with loops and with convolutions. XLA leaves
+# these out because cuDNN cannot load one while a graph is recorded: `train_steps` has to have run
+# before, in the same process.
 train_steps_in_graphs = _steps(
   compiler_options={
-    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION"
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE",
+    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
   }
 )
 
