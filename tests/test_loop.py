@@ -84,35 +84,65 @@ def test_a_run_that_is_stopped_logs_every_step(tiny, tmp_path):
   assert mean == pytest.approx(whole["train_loss"], rel=1e-5)
 
 
-def _counted(many, name, calls):
-  """`many`, a step of many, which notes its name and how many it is asked for."""
+class _Counted:
+  """A step of many that notes its name and how many steps it is compiled for, at each call."""
 
-  def counted(*given):
-    calls.append((name, given[-1]))
-    return many(*given)
+  def __init__(self, step, name, calls):
+    self._step, self._note, self._name = step, calls.append, name
 
-  counted.lower = many.lower
-  return counted
+  def lower(self, *given):
+    self._compiled, self._count = self._step.lower(*given).compile(), given[-1]
+    return self
+
+  def compile(self):
+    return self
+
+  def memory_analysis(self):
+    return self._compiled.memory_analysis()
+
+  def __call__(self, *given):
+    self._note((self._name, self._count))
+    return self._compiled(*given)
 
 
-def test_who_chooses_a_gpu_s_graphs_by_a_flag_is_left_alone(monkeypatch):
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
-  assert sources.steps_of_stored(3) == (step_lib.train_steps, step_lib.train_steps, (3,), 3)
-
-
-def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, monkeypatch):
-  tiny.train.steps = 30  # two epochs of twelve, and a half
-  tiny.log.every_steps, tiny.checkpoint.every_steps = 4, 6
-  loop.train(tiny, tmp_path / "one by one")
+@pytest.fixture
+def gpu(monkeypatch):
+  """Training as on a GPU; the names and numbers of steps of its calls."""
   calls = []
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
   monkeypatch.delenv("XLA_FLAGS", raising=False)
   for name in ("train_steps", "train_steps_in_graphs"):
-    monkeypatch.setattr(step_lib, name, _counted(getattr(step_lib, name), name, calls))
+    monkeypatch.setattr(step_lib, name, _Counted(getattr(step_lib, name), name, calls))
+  return calls
+
+
+def test_a_gpu_records_its_graphs_once_all_has_been_loaded(tiny, tmp_path, gpu):
+  tiny.train.steps, tiny.log.every_steps = 12, 3
+  loop.train(tiny, tmp_path / "run")
+  assert gpu == [("train_steps", 3)] + 3 * [("train_steps_in_graphs", 3)]
+
+
+def test_who_chooses_a_gpu_s_graphs_by_a_flag_is_left_alone(tiny, tmp_path, gpu, monkeypatch):
+  monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
+  tiny.train.steps, tiny.log.every_steps = 12, 3
+  loop.train(tiny, tmp_path / "run")
+  assert gpu == 4 * [("train_steps", 3)]
+
+
+def test_large_steps_need_no_graphs(tiny, tmp_path, gpu, monkeypatch):
+  monkeypatch.setattr(sources, "_SMALL", 0)
+  tiny.train.steps, tiny.log.every_steps = 12, 3
+  loop.train(tiny, tmp_path / "run")
+  assert gpu == 4 * [("train_steps", 3)]
+
+
+def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, request):
+  tiny.train.steps = 30  # two epochs of twelve, and a half
+  tiny.log.every_steps, tiny.checkpoint.every_steps = 4, 6
+  loop.train(tiny, tmp_path / "one by one")
+  calls = request.getfixturevalue("gpu")  # from here on
   loop.train(tiny, tmp_path / "pairs")
-  # A GPU records its graphs once all has been loaded.
-  assert calls == [("train_steps", 2)] + 14 * [("train_steps_in_graphs", 2)]
+  assert [n for _, n in calls] == [2] * 15
   for one, pair in zip(metrics(tmp_path / "one by one"), metrics(tmp_path / "pairs"), strict=True):
     assert one["step"] == pair["step"]
     assert one.get("eval_error") == pair.get("eval_error")

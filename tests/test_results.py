@@ -34,6 +34,20 @@ def test_only_a_run_that_repeats_the_experiment_stands_at_the_head():
   assert [x != y for x, y in zip(repeated.splitlines(), empty.splitlines())].count(True) == 1
 
 
+def test_two_ways_to_repeat_an_experiment_are_told_apart_by_what_tells_them_apart():
+  like = {"dataset__augment": "shift_flip"}
+  runs = [run(8.0, **like), run(9.0, optimizer__clip_norm=0.0, **like)]
+  found = results._head([*runs, run(7.0, model__width=0.5, **like)])
+  assert (
+    "| All-CNN-C (optimizer.clip_norm 1.0), CIFAR-10, flips and shifts | 7.25 % | 8.00 % | 1 |"
+    in found
+  )
+  assert (
+    "| All-CNN-C (optimizer.clip_norm 0.0), CIFAR-10, flips and shifts | 7.25 % | 9.00 % | 1 |"
+    in found
+  )
+
+
 def test_of_the_fast_recipe_the_most_often_run_stands_at_the_head_then_the_best():
   muon = {"optimizer__name": "muon", "dataset__augment": "shift_flip", "train__epochs": 24}
   runs = [run(9.5, **muon), run(9.0, optimizer__learning_rate=0.03, **muon)]

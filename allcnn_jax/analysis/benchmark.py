@@ -72,13 +72,10 @@ class Rounds:
     self._totals = sharding.everywhere(step_lib.Totals.zero)()
 
     if sizes.varies:
-      batch = data.take(slice(recipe.batch_size))
-      self._inputs = (jax.device_put(batch, recipe.batch_sharding),)
-      todo = sources.Steps(step_lib.train_batch, step_lib.train_batch, (), 1)
+      self._inputs = (jax.device_put(data.take(slice(recipe.batch_size)), recipe.batch_sharding),)
     else:
       self._inputs = (data, step_lib.epoch_order(recipe.seed, 0, len(data.labels)))
-      examples = sizes.train - config.dataset.validation
-      todo = sources.steps_of_stored(parts.steps_a_call(config, examples))
+    given = (recipe, self.state, self._totals, *self._inputs)
 
     events: list[str] = []
 
@@ -87,19 +84,24 @@ class Rounds:
 
     jax.monitoring.register_event_listener(note)
     began = time.perf_counter()
-    given = (recipe, self.state, self._totals, *self._inputs, *todo.given)
-    self._step, later = (x.lower(*given).compile() for x in (todo.first, todo.later))
+    if sizes.varies:
+      step = step_lib.train_batch.lower(*given).compile()
+      todo = sources.Steps(step, step, 1)
+    else:
+      examples = sizes.train - config.dataset.validation
+      todo = sources.steps_of_stored(parts.steps_a_call(config, examples), *given)
     self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
     jax.monitoring.unregister_event_listener(note)
-    memory = later.memory_analysis()
+    memory = todo.later.memory_analysis()
     self.memory = {
       "arguments": memory.argument_size_in_bytes,
       "temporaries": memory.temp_size_in_bytes,
       "program": memory.generated_code_size_in_bytes,
     }
+    self._step = todo.first
     self.seconds(calls=1)
     self.first_step_seconds = _since_start()
-    self._step = later
+    self._step = todo.later
     self.seconds(calls=1)
     self._calls = math.ceil(_ROUND / self.seconds(calls=1))
     self.steps = todo.count * self._calls

@@ -59,9 +59,11 @@ def _head(runs: list[records.Record]) -> str:
   runs = records.distinct(runs)
   lines = ["| test error | paper | here | n |", "| --- | --- | --- | --- |"]
   for row in printed.OURS:
-    repeated = [x for x in tables.fill((row,), runs) if x.error is not None and not x.unlike]
-    for here, n in [(_measured(x), x.n) for x in repeated] or [("", "")]:
-      lines.append(f"| {row.name}, {row.data} | {row.error:g} % | {here} | {n} |")
+    # Named by what tells them apart, in which those that repeat nothing have no part.
+    repeated = tables.fill((row,), [run for run in runs if _repeats(run, row)])
+    for x in repeated:
+      here, n = ("", "") if x.error is None else (_measured(x), x.n)
+      lines.append(f"| {x.name}, {row.data} | {row.error:g} % | {here} | {n} |")
   fast = [x for x in tables.fill((printed.FAST,), runs) if x.error is not None]
   if fast:
     best = min(fast, key=lambda x: (-x.n, x.error))
@@ -72,6 +74,11 @@ def _head(runs: list[records.Record]) -> str:
       "[results/cifar10_fast](results/cifar10_fast/TABLE.md).",
     ]
   return "\n".join(lines)
+
+
+def _repeats(run: records.Record, row: printed.Row) -> bool:
+  """Whether a run is the experiment of a printed row."""
+  return any(x.error is not None and not x.unlike for x in tables.fill((row,), [run]))
 
 
 def _measured(x: tables.Line) -> str:

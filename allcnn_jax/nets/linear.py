@@ -14,7 +14,6 @@ from jaxtyping import Array, Float
 
 from allcnn_jax.nets import convolution
 
-
 # Numbers of a row whose sums a GPU reads four at a time, and of others one: rows are taken in pairs.
 _WORDS = 64
 

@@ -16,6 +16,10 @@ from allcnn_jax.data import augmentation, datasets, preprocessing
 from allcnn_jax.training import parts, randomness, sharding
 from allcnn_jax.training import step as step_lib
 
+# Temporaries of a step, in bytes, up to which a GPU waits for the host between kernels so that graphs
+# pay; they need half as many again, since kernels side by side share none.
+_SMALL = 1 << 30
+
 
 class Batch(NamedTuple):
   """A batch to evaluate.
@@ -103,32 +107,38 @@ def open(config: ml_collections.ConfigDict, split: str, name: str | None = None)
 
 
 class Steps(NamedTuple):
-  """What trains on a set on the device.
+  """What trains on a set on the device, compiled; both take (recipe, state, totals, data, order).
 
   Attributes:
     first: takes the first call of a process.
     later: takes all others.
-    given: what both take besides.
     count: how many steps one call does.
   """
 
-  first: Callable[..., Any]
-  later: Callable[..., Any]
-  given: tuple[int, ...]
+  first: jax.stages.Compiled
+  later: jax.stages.Compiled
   count: int
 
 
-def steps_of_stored(steps_a_call: int) -> Steps:
-  """What trains on a set on the device, as many steps a call, or as few, as are fast there.
+def steps_of_stored(steps_a_call: int, *given: Any) -> Steps:
+  """Compiles as many steps a call, or as few, as are fast here.
 
   XLA's CPU backend runs a convolution inside a loop many times slower than outside it: one step.
+
+  Args:
+    steps_a_call: at most.
+    *given: what the first call will be given, or the like.
   """
   if jax.default_backend() == "cpu":
-    return Steps(step_lib.train_step, step_lib.train_step, (), 1)
-  many = step_lib.train_steps
+    step = step_lib.train_step.lower(*given).compile()
+    return Steps(step, step, 1)
+  given = (*given, steps_a_call)
+  step = later = step_lib.train_steps.lower(*given).compile()
   chosen = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")  # by the user
-  later = step_lib.train_steps_in_graphs if jax.default_backend() == "gpu" and not chosen else many
-  return Steps(many, later, (steps_a_call,), steps_a_call)
+  small = jax.default_backend() == "gpu" and step.memory_analysis().temp_size_in_bytes <= _SMALL
+  if small and not chosen:
+    later = step_lib.train_steps_in_graphs.lower(*given).compile()
+  return Steps(step, later, steps_a_call)
 
 
 def batches(data: step_lib.Stored, batch_size: int) -> Iterator[Batch]:
@@ -186,13 +196,11 @@ class Resident:
     self._order = functools.lru_cache(1)(
       lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), n)
     )
-    self._steps = steps_of_stored(steps_a_call)
+    self._steps = steps_of_stored(steps_a_call, *self._given(state, totals, epoch=0))
     self._step = self._steps.first
-    for step in (self._steps.first, self._steps.later):
-      step.lower(*self._given(state, totals, epoch=0)).compile()
 
   def _given(self, state: step_lib.TrainState, totals: step_lib.Totals, epoch: int) -> tuple:
-    return (self._recipe, state, totals, self._data, self._order(epoch), *self._steps.given)
+    return self._recipe, state, totals, self._data, self._order(epoch)
 
   def advance(
     self, state: step_lib.TrainState, totals: step_lib.Totals, step: int
