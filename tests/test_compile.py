@@ -2,6 +2,7 @@ import importlib
 import importlib.util
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import parts
+from allcnn_jax.training import parts, sharding
+from allcnn_jax.training import step as step_lib
 from tests import processes
 from tests.shipped import load
 
@@ -201,6 +203,23 @@ def test_all_cnn_c_for_a_gpu(mark):
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_a_gpu_takes_a_call_of_many_steps_as_one_graph(mark, tmp_path):
+  config = load("cifar10", "all_cnn_c,augment", model__width=0.1, train__dtype="bfloat16")
+  steps = step_lib.train_steps_in_graphs
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(step_lib, "train_steps", steps)
+    mesh = sharding.mesh(targets.target("h200:1").devices)
+    _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), mesh)["steps"]
+    lower().compile(compiler_options={"xla_dump_to": str(tmp_path)})
+  (thunks,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
+  outermost, *inside = re.findall(r"^( *)\d+: k(\w+)", thunks.read_text(), re.MULTILINE)
+  assert outermost == ("", "CommandBuffer")
+  assert all(indent for indent, _ in inside)
+  kinds = [kind for _, kind in inside]
+  assert (kinds.count("While"), kinds.count("Convolution")) == (1, 2 * (3 * 9 - 1))  # a round has two steps
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
 def test_muons_products_for_a_gpu_are_of_whole_tiles(mark):
   """Rows of All-CNN-C's 1,729 numbers would not begin where a GPU can load several at once."""
   config = load("cifar10_fast", train__dtype="bfloat16")
@@ -214,9 +233,9 @@ def test_eight_gpus_exchange_one_message(mark):
   config = load("cifar10", "all_cnn_c")
   (step,) = compile_lib.compile(config, "h100:8", ["step"]).programs
   (message,) = step.exchanges
-  # As many numbers as weights, and the batch's two sums; XLA may fill up the end, and the 27 rows
-  # of the first layer's product to 32.
-  assert 0 <= message.bytes - (4 * 1_369_738 + 8) - 4 * 5 * 96 < 64
+  # As many numbers as weights, and the batch's two sums; XLA may fill up the end, and the 28 rows
+  # of the first layer's product to 32; two biases come as the sums of pairs.
+  assert 0 <= message.bytes - (4 * 1_369_738 + 8) - 4 * (4 + 2) * 96 < 64
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
