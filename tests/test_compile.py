@@ -216,7 +216,10 @@ def test_a_gpu_takes_a_call_of_many_steps_as_one_graph(mark, tmp_path):
   assert outermost == ("", "CommandBuffer")
   assert all(indent for indent, _ in inside)
   kinds = [kind for _, kind in inside]
-  assert (kinds.count("While"), kinds.count("Convolution")) == (1, 2 * (3 * 9 - 1))  # a round has two steps
+  assert (kinds.count("While"), kinds.count("Convolution")) == (
+    1,
+    2 * (3 * 9 - 1),
+  )  # a round has two steps
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])

@@ -1,5 +1,6 @@
 """The masks of dropout: their chance, that values are independent, and what the layer does with them."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +33,17 @@ def test_what_stays_is_divided_by_its_share_and_keeps_its_type(key):
   y = Dropout(0.25, deterministic=False).apply({}, x, rngs={"dropout": key})
   assert y.dtype == x.dtype
   assert set(np.unique(np.asarray(y, np.float32))) == {0.0, 4.0}
+
+
+def test_elsewhere_than_on_a_gpu_it_is_flax_s_own_and_there_it_draws_fewer_words(key):
+  x = jax.random.normal(key, (64, 8, 8, 4))
+  ours, theirs = (make(0.5, deterministic=False) for make in (Dropout, nn.Dropout))
+  np.testing.assert_array_equal(*(m.apply({}, x, rngs={"dropout": key}) for m in (ours, theirs)))
+  traced = jax.jit(lambda x, key: ours.apply({}, x, rngs={"dropout": key})).trace(x, key)
+  for platform, words in (("cpu", x.shape), ("tpu", x.shape), ("cuda", (2, 8, 8, 4))):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    assert "x".join(map(str, words)) + "xui32" in text
+    assert ("64x8x8x4xui32" in text) == (platform != "cuda")
 
 
 def test_it_has_a_derivative_and_can_be_turned_off(key):

@@ -1,9 +1,10 @@
-"""Dropout whose masks take as few random bits as their rate needs.
+"""Dropout whose masks take, on a GPU, as few random bits as their rate needs.
 
 Srivastava et al. 2014, inverted: what stays is divided by the share that stays. A rate of one half
-takes one bit a value, where a uniform float would take 32.
+takes one bit a value, where a uniform float takes 32. A TPU would have to lay maps out anew for it.
 """
 
+import functools
 from typing import no_type_check
 
 import flax.linen as nn
@@ -16,15 +17,27 @@ _WORD, _FINEST = 32, 16  # bits of a random word, and of a value at most: rates 
 
 @no_type_check  # Flax gives its layers fields of types that cannot be checked at run time.
 class Dropout(nn.Dropout):
-  """`nn.Dropout`, of whole arrays, with other masks of the same chance."""
+  """`nn.Dropout` of whole arrays; on a GPU with other masks of the same chance."""
 
   @nn.compact
   def __call__(self, inputs: Float[Array, "n *rest"]) -> Float[Array, "n *rest"]:
     """The inputs, some of them zero and the others larger."""
     if self.deterministic or self.rate == 0:
       return inputs
-    kept = keep(self.make_rng(self.rng_collection), inputs.shape, self.rate)
+    packed, plain = (
+      functools.partial(draw, shape=inputs.shape, rate=self.rate)
+      for draw in (keep, _keep_by_floats)
+    )
+    key = self.make_rng(self.rng_collection)
+    kept = jax.lax.platform_dependent(key, cuda=packed, default=plain)
     return jnp.where(kept, inputs / (1 - self.rate), 0)
+
+
+def _keep_by_floats(
+  key: Key[Array, ""], shape: tuple[int, ...], rate: float
+) -> Bool[Array, "n *rest"]:
+  """As `nn.Dropout` draws them."""
+  return jax.random.bernoulli(key, 1 - rate, shape)
 
 
 def keep(key: Key[Array, ""], shape: tuple[int, ...], rate: float) -> Bool[Array, "n *rest"]:
