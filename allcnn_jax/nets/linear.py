@@ -29,11 +29,16 @@ def _add_bias_forward(y, bias):
 
 
 def _add_bias_backward(bias, d):
-  places = d.size // len(bias)
-  if len(bias) % _WORDS == 0 or places % 2:
-    return d, d.sum(range(d.ndim - 1), dtype=bias.dtype)
-  pairs = d.reshape(-1, 2, len(bias)).sum(0, dtype=bias.dtype)
-  return d, jax.lax.optimization_barrier(pairs).sum(0)  # or XLA would make one sum of the two
+  def whole(d):
+    return d.sum(range(d.ndim - 1), dtype=bias.dtype)
+
+  def in_pairs(d):
+    pairs = d.reshape(-1, 2, len(bias)).sum(0, dtype=bias.dtype)
+    return jax.lax.optimization_barrier(pairs).sum(0)  # or XLA would make one sum of the two
+
+  if len(bias) % _WORDS == 0 or d.size // len(bias) % 2:
+    return d, whole(d)
+  return d, jax.lax.platform_dependent(d, cuda=in_pairs, default=whole)
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
