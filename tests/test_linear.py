@@ -49,6 +49,13 @@ def test_errors_that_nearly_cancel_reach_the_bias_in_bfloat16(name, key):
   np.testing.assert_allclose(gradient["params"]["bias"], exact, rtol=1e-3)
 
 
+def test_a_gpu_s_sum_of_pairs_is_the_sum_in_its_type(key):
+  d = jax.random.normal(key, (6, 5, 4, 3)).astype(jnp.bfloat16)
+  found = linear.sum_of_pairs(d, jnp.float32)
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, np.asarray(d, np.float64).sum((0, 1, 2)), rtol=1e-5, atol=1e-5)
+
+
 def test_the_fast_layer_convolves_by_our_own_convolution(monkeypatch):
   seen = []
   monkeypatch.setattr(

@@ -5,7 +5,7 @@ bfloat16, as XLA would, they lose what is small beside the sum so far.
 """
 
 import functools
-from typing import no_type_check
+from typing import Any, no_type_check
 
 import flax.linen as nn
 import jax
@@ -29,16 +29,20 @@ def _add_bias_forward(y, bias):
 
 
 def _add_bias_backward(bias, d):
-  def whole(d):
-    return d.sum(range(d.ndim - 1), dtype=bias.dtype)
-
-  def in_pairs(d):
-    pairs = d.reshape(-1, 2, len(bias)).sum(0, dtype=bias.dtype)
-    return jax.lax.optimization_barrier(pairs).sum(0)  # or XLA would make one sum of the two
-
+  whole, pairs = (functools.partial(f, kind=bias.dtype) for f in (_sum, sum_of_pairs))
   if len(bias) % _WORDS == 0 or d.size // len(bias) % 2:
     return d, whole(d)
-  return d, jax.lax.platform_dependent(d, cuda=in_pairs, default=whole)
+  return d, jax.lax.platform_dependent(d, cuda=pairs, default=whole)
+
+
+def _sum(d, kind):
+  return d.sum(range(d.ndim - 1), dtype=kind)
+
+
+def sum_of_pairs(d: Float[Array, "*places c"], kind: Any) -> Float[Array, " c"]:
+  """The sum over all places, an even number of them, in a type: first of every other one."""
+  pairs = d.reshape(-1, 2, d.shape[-1]).sum(0, dtype=kind)
+  return jax.lax.optimization_barrier(pairs).sum(0)  # or XLA would make one sum of the two
 
 
 add_bias.defvjp(_add_bias_forward, _add_bias_backward)
