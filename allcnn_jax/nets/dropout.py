@@ -43,7 +43,7 @@ def _keep_by_floats(
 def keep(key: Key[Array, ""], shape: tuple[int, ...], rate: float) -> Bool[Array, "n *rest"]:
   """A mask of independent values, false with a chance of `rate`.
 
-  Bits of one word go to as many values of the first dimension: no value moves for it.
+  Bits of one word go to as many values of the first dimension: on a GPU no value moves for it.
   """
   bits, zeros = _chance(rate)
   values = _WORD // bits
