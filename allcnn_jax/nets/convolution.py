@@ -6,11 +6,13 @@ matrices. On a GPU a layer that sees an image is such a product, forward and wit
 """
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from allcnn_jax.nets import winograd
@@ -106,10 +108,15 @@ def _patches(
 ) -> Float[Array, "n u v p"]:
   """What each output sees, as (k, l, i)."""
   x = winograd.pad(x, padding)
+  return jnp.concatenate([x[:, i, j] for i, j in _taps(window, strides, x.shape[1:3])], axis=-1)
+
+
+def _taps(window, strides, sides):
+  """What each weight of a window sees of a map: (rows, columns)."""
   rows, columns = (
-    [slice(i, i + n - r + 1, s) for i in range(r)] for r, s, n in zip(window, strides, x.shape[1:3])
+    [slice(i, i + n - r + 1, s) for i in range(r)] for r, s, n in zip(window, strides, sides)
   )
-  return jnp.concatenate([x[:, i, j] for i in rows for j in columns], axis=-1)
+  return itertools.product(rows, columns)
 
 
 def weight_gradient(
@@ -138,17 +145,32 @@ def product(
 
   So the bias's gradient is another row of the weights' own product, and costs no look at the errors.
   """
-  patches = _with_one(_patches(x, kernel.shape[:2], strides, padding))
+  patches = _patches_with_one(x, kernel.shape[:2], strides, padding)
   weights = jnp.concatenate([kernel.reshape(-1, len(bias)), bias[None].astype(kernel.dtype)])
   return patches @ jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
 
 
-def _with_one(patches: Float[Array, "n u v p"]) -> Float[Array, "n u v q"]:
-  """Patches with a one behind each, and zeros up to a multiple of `_ALIGNED` numbers."""
-  *places, numbers = patches.shape
-  zeros = -(numbers + 1) % _ALIGNED
-  rest = [jnp.ones((*places, 1), patches.dtype), jnp.zeros((*places, zeros), patches.dtype)]
-  return jnp.concatenate([patches, *rest], axis=-1)
+def _patches_with_one(
+  x: Float[Array, "n h w i"], window: Sequence[int], strides: tuple[int, int], padding: Pairs
+) -> Float[Array, "n u v q"]:
+  """`_patches`, each with a one behind it, and zeros up to a multiple of `_ALIGNED` numbers.
+
+  Each number is looked up by its place in its image. Set side by side, as in `_patches`, the threads
+  of a GPU that make a patch would go one after the other through all that it may come from.
+  """
+  x = winograd.pad(x, padding)
+  n, *image = x.shape
+  numbers = math.prod(image)
+  place = np.arange(numbers, dtype=np.int32).reshape(image)
+  places = np.concatenate([place[tap] for tap in _taps(window, strides, image)], axis=-1)
+  for where, count in ((numbers, 1), (numbers + 1, -(places.shape[-1] + 1) % _ALIGNED)):
+    places = np.pad(places, ((0, 0), (0, 0), (0, count)), constant_values=where)
+  one, zero = jnp.ones((n, 1), x.dtype), jnp.zeros((n, 1), x.dtype)
+  rows = jnp.concatenate([x.reshape(n, -1), one, zero], axis=1)
+  # Without a barrier XLA would make an augmented image anew for each patch that sees it.
+  rows = jax.lax.optimization_barrier(rows)
+  starts = rows.shape[1] * jnp.arange(n)[:, None, None, None]
+  return rows.ravel().at[starts + places[None]].get(mode="promise_in_bounds")
 
 
 def _product_forward(x, kernel, bias, strides, padding):
@@ -158,7 +180,7 @@ def _product_forward(x, kernel, bias, strides, padding):
 def _product_backward(strides, padding, kept, d):
   x, kernel, bias = kept
   _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
-  patches = _with_one(_patches(x, kernel.shape[:2], strides, padding))
+  patches = _patches_with_one(x, kernel.shape[:2], strides, padding)
   summed = jnp.matmul(
     patches.reshape(-1, patches.shape[-1]).T,
     d.reshape(-1, len(bias)),
