@@ -177,22 +177,27 @@ class _Run:
     if measures and step == 0:
       self._measure(report, step)
       report.restart_clock(step)
+    unread = None  # a line of the log, until the next call has been given
     while step < self.total:
       self.state, totals, step = self.train_images.advance(self.state, totals, step)
       report.advance(step)
       report.damaged(step, "train", self.train_images.damaged())
+      if unread and (bad := self._read(report, *unread)):
+        return self._diverged(report, bad)
+      unread = None
 
       stop = self.asked_to_stop()
       log, look, save, measure = (step % every == 0 or step == self.total for every in periods)
       measure = measure and measures
-      if log or look or save or measure or stop:
-        seen = jax.device_get(totals)
-        if seen.bad_step >= 0:
-          return self._diverged(report, int(seen.bad_step) + 1)  # which counts from 0
-      if log or stop:  # what stands in no checkpoint
-        loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
-        report.training(step, loss, error, float(rate(step - 1)))
-        totals = self.zero()
+      log = log or stop  # what stands in no checkpoint
+      waits = look or save or measure or stop
+      if log or waits:
+        sums = step, totals, rate(step - 1) if log else None
+        totals = self.zero() if log else totals
+        if runs_ahead() and not waits:
+          unread = sums
+        elif bad := self._read(report, *sums):
+          return self._diverged(report, bad)
       if look:
         scores = self._evaluate(report, step)
       if measure:
@@ -213,6 +218,21 @@ class _Run:
 
     scores = scores or self._evaluate(report, step)
     return self._finish(report, step, scores)
+
+  def _read(
+    self, report: reporting.Reporter, step: int, totals: PyTree, rate: jax.Array | None
+  ) -> int:
+    """Reads the sums up to a step and, with the rate of that step, tells of them in the log.
+
+    Returns:
+      The first step whose loss was not finite, counted from 1; 0 if there is none.
+    """
+    seen, rate = jax.device_get((totals, rate))
+    bad = int(seen.bad_step) + 1  # which counts from 0
+    if rate is not None and not bad:
+      loss, error = float(seen.loss) / int(seen.count), 100 * int(seen.wrong) / int(seen.count)
+      report.training(step, loss, error, float(rate))
+    return bad
 
   def _has_waited(self, saved: float) -> bool:
     """Whether the last checkpoint is old enough for another, by the first process's clock."""
@@ -278,6 +298,11 @@ class _Run:
     values = evaluate.summary(scores, step, self.split, self.config.dataset.name, self.num_classes)
     evaluate.write(self.workdir, values)
     return values["status"]
+
+
+def runs_ahead() -> bool:
+  """Whether a call returns before it is done, so that the next can be given before its sums are read."""
+  return jax.default_backend() != "cpu"
 
 
 def _check_workdir(
