@@ -38,6 +38,7 @@ def main():
   parser.add_argument("--batch_size", type=command.positive, default=128)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
+  parser.add_argument("--way", help="of PyTorch, such as 'one graph'; left out, the fastest")
   parser.add_argument("--rounds", type=command.positive, default=12)
   command.add_to(parser)
   flags = parser.parse_args()
@@ -60,6 +61,7 @@ def main():
   words += ["--precise"] if jax.config.jax_default_matmul_precision in PRECISE else []
   words += [f"--{k}={getattr(flags, k)}" for k in ("network", "width", "batch_size", "dtype")]
   words += ["--augment"] if flags.augment else []
+  words += [f"--way={flags.way}"] if flags.way else []
   pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
   try:
     peer = subprocess.Popen(words, text=True, bufsize=1, **pipes)

@@ -135,6 +135,9 @@ def main():
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
   parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+  parser.add_argument(
+    "--way", choices=COMPILED, help="one way alone; left out, the fastest is looked for"
+  )
   parser.add_argument("--precise", action="store_true", help="a GPU's float32 is no TF32")
   parser.add_argument("--steps", type=int, default=1, help="in a round")
   flags = parser.parse_args()
@@ -150,7 +153,7 @@ def main():
   torch.set_float32_matmul_precision("high" if tf32 else "highest")
 
   best, fastest, rates = None, None, {}
-  for way in COMPILED if on_gpu else ("plain", "compiled"):
+  for way in [flags.way] if flags.way else COMPILED if on_gpu else ("plain", "compiled"):
     try:
       training = Training(flags, way)
       training.rate(3)  # compiles, chooses kernels, warms up

@@ -56,15 +56,15 @@ def test_the_first_call_compiles_and_the_best_of_the_others_counts(monkeypatch):
 def against(tmp_path, monkeypatch):
   """Compares with a peer that says what it is told to."""
 
-  def go(*lines):
+  def go(*lines, words=()):
     peer = tmp_path / "peer"
     said = "".join(f"print({line!r}, flush=True); sys.stdin.readline()\n" for line in lines)
-    told = f"open({str(tmp_path / 'told')!r}, 'w').write(' '.join(sys.argv))"
+    told = f"open({str(tmp_path / 'told')!r}, 'w').write('\\n'.join(sys.argv))"
     peer.write_text(f"#!{sys.executable}\nimport sys\n{told}\n{said}")
     peer.chmod(0o755)
     ours = types.SimpleNamespace(steps=5, seconds=lambda: 0.25)
     monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
-    words = ["--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}"]
+    words = ["--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}", *words]
     monkeypatch.setattr(sys, "argv", ["x", f"--python={peer}", *words])
     compare.main()
     return json.loads((tmp_path / "found.json").read_text())
@@ -87,9 +87,16 @@ def test_the_ratio_to_the_peer_is_that_of_each_round(against, capsys):
 def test_the_peer_is_told_the_device_and_the_precision(against, asked, precise, tmp_path):
   with jax.default_matmul_precision(asked):
     against(json.dumps(ABOUT), "20.0", "80.0")
-  words = (tmp_path / "told").read_text().split()
+  words = (tmp_path / "told").read_text().splitlines()
   assert "--device=cpu" in words
   assert ("--precise" in words) == precise
+
+
+def test_the_peer_goes_one_way_if_it_is_told_to(against, tmp_path):
+  for way in ([], ["--way=one graph"]):
+    against(json.dumps(ABOUT), "20.0", "80.0", words=way)
+    words = (tmp_path / "told").read_text().splitlines()
+    assert [x for x in words if x.startswith("--way")] == way
 
 
 def test_a_peer_that_ends_early_is_one_line_and_nothing_is_written(against, tmp_path, capsys):
