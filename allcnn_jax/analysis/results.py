@@ -66,14 +66,24 @@ def _head(runs: list[records.Record]) -> str:
       lines.append(f"| {x.name}, {row.data} | {row.error:g} % | {here} | {n} |")
   fast = [x for x in tables.fill((printed.FAST,), runs) if x.error is not None]
   if fast:
-    best = min(fast, key=lambda x: (-x.n, x.error))
+    n, paper = max(x.n for x in fast), printed.OURS[0].error
+    often = [x for x in fast if x.n == n]
+    best = min(often, key=lambda x: x.error)
+    # The fewest epochs for the aim; the best where none reaches it.
+    least = min([x for x in often if x.error <= paper] or [best], key=lambda x: (x.epoch, x.error))
+    told = [_came_to(x) for x in (least, *([best] if best is not least else []))]
     lines += [
       "",
-      f"By Muon, with flips and shifts, All-CNN-C's layers come to {_measured(best)} in {best.epoch:g} epochs instead of 350 "
-      f"(n={best.n}; {printed.COMPARED}; the paper has {printed.FAST.error:g} % with flips and shifts, {printed.OURS[0].error:g} % without): "
+      f"By Muon, with flips and shifts, All-CNN-C's layers come to {', and to '.join(told)}, instead of 350 "
+      f"(n={n}; {printed.COMPARED}; the paper has {printed.FAST.error:g} % with flips and shifts, {paper:g} % without): "
       "[results/cifar10_fast](results/cifar10_fast/TABLE.md).",
     ]
   return "\n".join(lines)
+
+
+def _came_to(x: tables.Line) -> str:
+  device = x.measured_with[0].partition(",")[0]
+  return f"{_measured(x)} in {x.epoch:g} epochs, {x.seconds:.3g} s of training steps on {device}"
 
 
 def _repeats(run: records.Record, row: printed.Row) -> bool:
