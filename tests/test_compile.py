@@ -229,6 +229,23 @@ def test_muons_products_for_a_gpu_are_of_whole_tiles(mark):
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_a_gpu_augments_an_image_once_not_for_each_patch_that_sees_it(mark):
+  config = load("cifar10_fast", train__dtype="bfloat16")
+  mesh = sharding.mesh(targets.target("h200:1").devices)
+  _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), mesh)["step"]
+  kernel = r"^%\S+ \(.*bf16\[50000,3072\].*\) -> (.*) \{$"  # one that is given the whole set
+  made = re.findall(kernel, lower().compile().as_text(), re.MULTILINE)
+  numbers = [
+    math.prod(hlo.sides(x)) for kernel in made for x in re.findall(r"bf16\[\S*?\]", kernel)
+  ]
+  padded = config.train.batch_size * (
+    34 * 34 * 3 + 2
+  )  # with a one and a zero; patches have 27 numbers a pixel
+  assert numbers
+  assert max(numbers) <= padded
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
 def test_eight_gpus_exchange_one_message(mark):
   config = load("cifar10", "all_cnn_c")
   (step,) = compile_lib.compile(config, "h100:8", ["step"]).programs

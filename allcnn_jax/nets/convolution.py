@@ -167,7 +167,7 @@ def _patches_with_one(
     places = np.pad(places, ((0, 0), (0, 0), (0, count)), constant_values=where)
   one, zero = jnp.ones((n, 1), x.dtype), jnp.zeros((n, 1), x.dtype)
   rows = jnp.concatenate([x.reshape(n, -1), one, zero], axis=1)
-  # Without a barrier XLA would make an augmented image anew for each patch that sees it.
+  # Written first, so that an augmented image is made once and not for each patch that sees it.
   rows = jax.lax.optimization_barrier(rows)
   starts = rows.shape[1] * jnp.arange(n)[:, None, None, None]
   return rows.ravel().at[starts + places[None]].get(mode="promise_in_bounds")
