@@ -43,8 +43,9 @@ def test_it_is_jaxs_convolution_and_so_are_its_gradients(case, key):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
+@pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("case", ["padded", "strided", "of an image, 5x5", "few features"])
-def test_a_gpu_s_product_is_the_same_sums_with_the_bias(case, key):
+def test_a_gpu_s_product_is_the_same_sums_with_the_bias(case, shared, key):
   x, kernel, strides, padding = CASES[case]
   shapes = (x, kernel, kernel[-1:])
   given = [jax.random.normal(k, s) for k, s in zip(jax.random.split(key, 3), shapes)]
@@ -53,7 +54,9 @@ def test_a_gpu_s_product_is_the_same_sums_with_the_bias(case, key):
     return convolution.direct(x, kernel, strides, padding) + bias[None, None, None]
 
   y, pull = jax.vjp(apart, *given)
-  ours, our_pull = jax.vjp(lambda *given: convolution.product(*given, strides, padding), *given)
+  ours, our_pull = jax.vjp(
+    lambda *given: convolution.product(*given, strides, padding, shared), *given
+  )
   np.testing.assert_allclose(ours, y, atol=1e-4)
   d = jnp.cos(jnp.arange(y.size, dtype=y.dtype)).reshape(y.shape)
   for mine, theirs in zip(our_pull(d), pull(d)):

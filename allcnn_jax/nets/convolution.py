@@ -133,54 +133,77 @@ def weight_gradient(
   return summed.reshape(*window, channels, features)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
 def product(
   x: Float[Array, "n h w i"],
   kernel: Float[Array, "k l i o"],
   bias: Float[Array, " o"],
   strides: tuple[int, int],
   padding: Pairs,
+  shared: bool = False,
 ) -> Float[Array, "n u v o"]:
   """The convolution and its bias as one product: of patches, each with a one, and of weights.
 
   So the bias's gradient is another row of the weights' own product, and costs no look at the errors.
+
+  Args:
+    x: images or maps.
+    kernel: the weights.
+    bias: of the features.
+    strides: down and across.
+    padding: zeros (before, after), down and across.
+    shared: whether several devices have the images among them.
   """
-  patches = _patches_with_one(x, kernel.shape[:2], strides, padding)
+  patches = _with_one(x, kernel.shape[:2], strides, padding, shared)
   weights = jnp.concatenate([kernel.reshape(-1, len(bias)), bias[None].astype(kernel.dtype)])
   return patches @ jnp.pad(weights, ((0, patches.shape[-1] - len(weights)), (0, 0)))
 
 
-def _patches_with_one(
-  x: Float[Array, "n h w i"], window: Sequence[int], strides: tuple[int, int], padding: Pairs
-) -> Float[Array, "n u v q"]:
+def _with_one(x, window, strides, padding, shared):
   """`_patches`, each with a one behind it, and zeros up to a multiple of `_ALIGNED` numbers.
 
-  Each number is looked up by its place in its image. Set side by side, as in `_patches`, the threads
-  of a GPU that make a patch would go one after the other through all that it may come from.
+  The padded images are written first: augmented, they are made once and not for each patch that sees
+  them.
   """
   x = winograd.pad(x, padding)
+  filling = -(math.prod(window) * x.shape[-1] + 1) % _ALIGNED
+  make = _side_by_side if shared else _looked_up
+  return make(x, window, strides, filling)
+
+
+def _side_by_side(x, window, strides, filling):
+  """For GPUs: each device has its images' patches."""
+  patches = _patches(jax.lax.optimization_barrier(x), window, strides, ((0, 0), (0, 0)))
+  one = jnp.ones((*patches.shape[:3], 1), x.dtype)
+  return jnp.pad(jnp.concatenate([patches, one], axis=-1), ((0, 0), (0, 0), (0, 0), (0, filling)))
+
+
+def _looked_up(x, window, strides, filling):
+  """For one GPU: each number by its place in its image.
+
+  Set side by side, the threads that make a patch go one after the other through all that it may be
+  made of. But several devices would send one another their images for this.
+  """
   n, *image = x.shape
   numbers = math.prod(image)
   place = np.arange(numbers, dtype=np.int32).reshape(image)
   places = np.concatenate([place[tap] for tap in _taps(window, strides, image)], axis=-1)
-  for where, count in ((numbers, 1), (numbers + 1, -(places.shape[-1] + 1) % _ALIGNED)):
+  for where, count in ((numbers, 1), (numbers + 1, filling)):
     places = np.pad(places, ((0, 0), (0, 0), (0, count)), constant_values=where)
   one, zero = jnp.ones((n, 1), x.dtype), jnp.zeros((n, 1), x.dtype)
-  rows = jnp.concatenate([x.reshape(n, -1), one, zero], axis=1)
-  # Written first, so that an augmented image is made once and not for each patch that sees it.
-  rows = jax.lax.optimization_barrier(rows)
+  rows = jax.lax.optimization_barrier(jnp.concatenate([x.reshape(n, -1), one, zero], axis=1))
   starts = rows.shape[1] * jnp.arange(n)[:, None, None, None]
   return rows.ravel().at[starts + places[None]].get(mode="promise_in_bounds")
 
 
-def _product_forward(x, kernel, bias, strides, padding):
-  return product(x, kernel, bias, strides, padding), (x, kernel, bias)
+def _product_forward(x, kernel, bias, strides, padding, shared):
+  return product(x, kernel, bias, strides, padding, shared), (x, kernel, bias)
 
 
-def _product_backward(strides, padding, kept, d):
+def _product_backward(strides, padding, shared, kept, d):
   x, kernel, bias = kept
   _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
-  patches = _patches_with_one(x, kernel.shape[:2], strides, padding)
+  patches = _with_one(x, kernel.shape[:2], strides, padding, shared)
   summed = jnp.matmul(
     patches.reshape(-1, patches.shape[-1]).T,
     d.reshape(-1, len(bias)),

@@ -51,7 +51,13 @@ add_bias.defvjp(_add_bias_forward, _add_bias_backward)
 # Flax gives its layers fields of types that cannot be checked at run time.
 @no_type_check
 class Conv(nn.Conv):
-  """`nn.Conv` with `add_bias`; NHWC, without dilation or groups."""
+  """`nn.Conv` with `add_bias`; NHWC, without dilation or groups.
+
+  Attributes:
+    shared: whether several devices have the batch among them.
+  """
+
+  shared: bool = False
 
   @nn.compact
   def __call__(self, inputs: Float[Array, "n h w i"]) -> Float[Array, "n u v o"]:
@@ -64,7 +70,7 @@ class Conv(nn.Conv):
       return add_bias(conv(x, kernel, strides, self.padding), bias)
 
     def together(x, kernel, bias):
-      return convolution.product(x, kernel, bias, strides, self.padding)
+      return convolution.product(x, kernel, bias, strides, self.padding, self.shared)
 
     if fast and convolution.makes_many(kernel):
       return jax.lax.platform_dependent(x, kernel, bias, cuda=together, default=apart)
@@ -89,5 +95,6 @@ def _weights(layer, inputs, shape):
   return *layer.promote_dtype(inputs, kernel, dtype=layer.dtype), bias
 
 
-# The convolution in the ways that are faster: on one CPU, or on GPUs.
+# The convolution in the ways that are faster: on one CPU or GPU, and on several GPUs.
 Fast = functools.partial(Conv, conv_general_dilated_cls=convolution.for_linen)
+FastShared = functools.partial(Fast, shared=True)

@@ -51,8 +51,8 @@ def fast(net: model.ConvNet, mesh: Mesh | None = None) -> model.ConvNet:
   A CPU's faster convolutions go through a batch in parts, for which several devices would gather all of it on each.
   """
   mesh = mesh or sharding.mesh()
-  whole = mesh.size == 1 or mesh.devices.flat[0].platform != "cpu"
-  return net.clone(conv=linear.Fast if whole else linear.Conv, dense=linear.Dense)
+  several = linear.Conv if mesh.devices.flat[0].platform == "cpu" else linear.FastShared
+  return net.clone(conv=linear.Fast if mesh.size == 1 else several, dense=linear.Dense)
 
 
 def data_set(config: ml_collections.ConfigDict, name: str | None = None) -> tuple[str, int, str]:
