@@ -26,6 +26,7 @@ from configs import cifar10
 
 PEER = pathlib.Path(__file__).with_name("torch_peer.py")
 DEVICES = {"cpu": "cpu", "gpu": "cuda"}  # what PyTorch calls them
+WAYS = ("plain", "compiled", "one graph")  # the peer's, which cannot be asked where PyTorch is not
 # Values of JAX_DEFAULT_MATMUL_PRECISION under which there is no TF32.
 PRECISE = ("highest", "float32")
 
@@ -38,7 +39,7 @@ def main():
   parser.add_argument("--batch_size", type=command.positive, default=128)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
   parser.add_argument("--augment", action="store_true", help="shifts of up to 5 pixels, and flips")
-  parser.add_argument("--way", help="of PyTorch, such as 'one graph'; left out, the fastest")
+  parser.add_argument("--way", choices=WAYS, help="of PyTorch; left out, the fastest")
   parser.add_argument("--rounds", type=command.positive, default=12)
   command.add_to(parser)
   flags = parser.parse_args()

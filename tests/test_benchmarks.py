@@ -1,7 +1,9 @@
 """The commands of benchmarks/ that need nothing but this project, shrunk."""
 
+import ast
 import functools
 import json
+import re
 import sys
 import types
 
@@ -99,6 +101,11 @@ def test_the_peer_goes_one_way_if_it_is_told_to(against, tmp_path):
     assert [x for x in words if x.startswith("--way")] == way
 
 
+def test_the_ways_are_the_peers():
+  (ways,) = re.findall(r"^COMPILED = (.*)$", compare.PEER.read_text(), re.MULTILINE)
+  assert tuple(ast.literal_eval(ways)) == compare.WAYS
+
+
 def test_a_peer_that_ends_early_is_one_line_and_nothing_is_written(against, tmp_path, capsys):
   with pytest.raises(SystemExit, match="2"):
     against(json.dumps(ABOUT), "10.0")
@@ -126,6 +133,7 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
     (precision, ["--network=all_cnn_c,more"], "'augment' is the only"),
     (compare, ["--python=nobody", "--network=all_cnn_c,more"], "'augment' is the only"),
     (compare, ["--python=nobody", "--width=0"], "model.width=0.0"),
+    (compare, ["--python=nobody", "--way=two graphs"], "'two graphs'"),
     (saliency, ["--layer=conv99"], "Unknown layer 'conv99'"),
   ],
 )
