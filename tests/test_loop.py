@@ -138,9 +138,7 @@ def test_large_steps_need_no_graphs(tiny, tmp_path, gpu, monkeypatch):
 
 def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, request):
   tiny.train.steps = 30  # two epochs of twelve, and a half
-  tiny.optimizer.learning_rate = (
-    0.0002  # or a ReLU's other side would make more of a sum's rounding
-  )
+  tiny.optimizer.learning_rate = 0.0002  # at a higher one rounding grows to 1e-4 in so many steps
   tiny.log.every_steps, tiny.checkpoint.every_steps = 4, 6
   loop.train(tiny, tmp_path / "one by one")
   calls = request.getfixturevalue("gpu")  # from here on
