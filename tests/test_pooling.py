@@ -1,3 +1,4 @@
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +39,41 @@ def test_the_maximum_is_where_the_norms_lead(x):
   layer = Pool("max", 3, 2, (0, 1))
   np.testing.assert_array_equal(pool(x, layer), windows(np.asarray(x), layer).max(3))
   np.testing.assert_allclose(pool(x, Pool("400", 3, 2, (0, 1))), pool(x, layer), rtol=1e-2)
+
+
+@pytest.mark.parametrize(
+  "layer", [Pool("max", 3, 2, (0, 1)), Pool("max", 2, 2, (0, 0)), Pool("max", 3, 1, (1, 1))]
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_maximum_goes_back_as_in_xla(x, layer, dtype):
+  """Of whole numbers, so that many are equal and sums are exact; to one image and to many at once."""
+  x = jnp.round(x).astype(dtype)
+  window, strides, padding = (layer.window,) * 2, (layer.stride,) * 2, (layer.padding,) * 2
+  expected, pull = jax.vjp(lambda x: nn.max_pool(x, window, strides, padding), x)
+  d = jnp.round(4 * jax.random.normal(jax.random.key(1), expected.shape)).astype(dtype)
+  out, pull_ours = jax.vjp(lambda x: pool(x, layer), x)
+  np.testing.assert_array_equal(out, expected)
+  np.testing.assert_array_equal(pull_ours(d)[0], pull(d)[0])
+
+  alone = jax.vmap(lambda x, d: jax.vjp(lambda x: pool(x[None], layer), x)[1](d[None])[0])(x, d)
+  np.testing.assert_array_equal(alone, pull(d)[0])
+  _, moved = jax.jvp(lambda x: pool(x, layer), (x,), (x,))
+  np.testing.assert_array_equal(moved, expected)
+
+
+def test_a_maximum_hides_no_nan(x):
+  layer = Pool("max", 3, 2, (0, 1))
+  x = x.at[0, 4, 4, 0].set(jnp.nan)
+  plain = pool(x, layer)
+  assert jnp.isnan(plain).any()
+  np.testing.assert_array_equal(jax.vjp(lambda x: pool(x, layer), x)[0], plain)
+
+
+@pytest.mark.parametrize(("platform", "slow"), [("cpu", False), ("cuda", False), ("tpu", True)])
+def test_only_a_tpu_goes_back_by_selecting_and_scattering(x, platform, slow):
+  back = jax.jit(jax.grad(lambda x: pool(x, Pool("max", 3, 2, (0, 1))).sum()))
+  program = back.trace(x).lower(lowering_platforms=(platform,)).as_text()
+  assert ("select_and_scatter" in program) == slow
 
 
 def test_a_norm_of_infinity_is_the_maximum():

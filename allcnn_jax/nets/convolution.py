@@ -8,7 +8,7 @@ matrices. On a GPU a layer that sees an image is such a product, forward and wit
 import functools
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -108,11 +108,13 @@ def _patches(
 ) -> Float[Array, "n u v p"]:
   """What each output sees, as (k, l, i)."""
   x = winograd.pad(x, padding)
-  return jnp.concatenate([x[:, i, j] for i, j in _taps(window, strides, x.shape[1:3])], axis=-1)
+  return jnp.concatenate([x[:, i, j] for i, j in taps(window, strides, x.shape[1:3])], axis=-1)
 
 
-def _taps(window, strides, sides):
-  """What each weight of a window sees of a map: (rows, columns)."""
+def taps(
+  window: Sequence[int], strides: Sequence[int], sides: Sequence[int]
+) -> Iterator[tuple[slice, slice]]:
+  """What each place of a window sees of a padded map of these sides: (rows, columns)."""
   rows, columns = (
     [slice(i, i + n - r + 1, s) for i in range(r)] for r, s, n in zip(window, strides, sides)
   )
@@ -187,7 +189,7 @@ def _looked_up(x, window, strides, filling):
   n, *image = x.shape
   numbers = math.prod(image)
   place = np.arange(numbers, dtype=np.int32).reshape(image)
-  places = np.concatenate([place[tap] for tap in _taps(window, strides, image)], axis=-1)
+  places = np.concatenate([place[tap] for tap in taps(window, strides, image)], axis=-1)
   for where, count in ((numbers, 1), (numbers + 1, filling)):
     places = np.pad(places, ((0, 0), (0, 0), (0, count)), constant_values=where)
   one, zero = jnp.ones((n, 1), x.dtype), jnp.zeros((n, 1), x.dtype)
