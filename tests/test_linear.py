@@ -67,9 +67,9 @@ def test_the_fast_layer_convolves_by_our_own_convolution(monkeypatch):
     assert seen == expected
 
 
-@pytest.mark.parametrize(("channels", "products"), [(3, 2), (32, 0)])
-def test_only_a_gpu_makes_a_product_of_an_images_convolution_and_its_bias(channels, products):
-  layer, x = linear.Fast(32, **CONV), jnp.zeros((2, 9, 9, channels))
+@pytest.mark.parametrize(("side", "channels", "products"), [(3, 3, 2), (5, 3, 2), (3, 32, 0)])
+def test_only_a_gpu_makes_a_product_of_an_images_convolution_and_its_bias(side, channels, products):
+  layer, x = linear.Fast(32, **CONV | {"kernel_size": (side, side)}), jnp.zeros((2, 9, 9, channels))
   params = layer.init(jax.random.key(0), x)
   traced = jax.jit(jax.value_and_grad(lambda p: layer.apply(p, x).sum())).trace(params)
   for platform, expected in (("cuda", products), ("tpu", 0)):

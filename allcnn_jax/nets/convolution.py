@@ -21,8 +21,9 @@ from allcnn_jax.nets.winograd import Pairs
 # Patches at a time, in bytes, with the errors that they are multiplied with. Measured: twice as
 # many are a third slower.
 _CACHE = 8 << 20
-# Measured on a CPU: of larger patches, or for fewer features, copying costs what the product saves.
-_LARGEST_PATCH, _LEAST_FEATURES = 32, 32
+# Numbers of a patch. Measured on a CPU: of larger patches, or for fewer features, copying costs what
+# the product saves. A GPU's is a 5x5 window of an image.
+_LARGEST_PATCH, _LEAST_FEATURES = {"cpu": 32, "cuda": 75}, 32
 _ALIGNED = 8  # numbers of a row: what a GPU's products of 16-bit numbers need to be fast
 
 
@@ -91,16 +92,16 @@ def _backward(strides, padding, kept, d):
 convolve.defvjp(_forward, _backward)
 
 
-def makes_many(kernel: Array) -> bool:
-  """Whether a kernel makes many features of few numbers."""
+def makes_many(kernel: Array, platform: str) -> bool:
+  """Whether a kernel makes many features of few numbers, few for "cpu" or "cuda"."""
   *window, channels, features = kernel.shape
-  return math.prod(window) * channels <= _LARGEST_PATCH and features >= _LEAST_FEATURES
+  return math.prod(window) * channels <= _LARGEST_PATCH[platform] and features >= _LEAST_FEATURES
 
 
 def _sees_little(x: Array, kernel: Array) -> bool:
   """Whether a kernel sees a single pixel, or makes many features of few numbers; full precision."""
   single = kernel.shape[:2] == (1, 1)
-  return (single or makes_many(kernel)) and x.dtype in (jnp.float32, jnp.float64)
+  return (single or makes_many(kernel, "cpu")) and x.dtype in (jnp.float32, jnp.float64)
 
 
 def _patches(

@@ -72,7 +72,7 @@ class Conv(nn.Conv):
     def together(x, kernel, bias):
       return convolution.product(x, kernel, bias, strides, self.padding, self.shared)
 
-    if fast and convolution.makes_many(kernel):
+    if fast and convolution.makes_many(kernel, "cuda"):
       return jax.lax.platform_dependent(x, kernel, bias, cuda=together, default=apart)
     return apart(x, kernel, bias)
 
