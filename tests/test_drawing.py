@@ -58,3 +58,18 @@ def test_a_long_legend_hides_no_curve():
     return (image[top:bottom] != 255).any(-1).sum()
 
   np.testing.assert_allclose(ink("a long name of a rule, " * 6), ink(""), rtol=0.02)
+
+
+def test_panels_side_by_side_with_the_same_curves_have_one_legend():
+  panels = [
+    Panel("", "error, %", [Curve(label, np.arange(5.0), np.arange(5.0), np.zeros(5))])
+    for label in "aabba"
+  ]
+  image = drawing.draw(Chart("c", "", "A caption.", panels))
+  edges = np.flatnonzero((image == 0).all(-1).sum(axis=1) > 500)
+  _, bottom, top, lowest = (x[0] for x in np.split(edges, np.flatnonzero(np.diff(edges) > 9) + 1))
+  blue = (image == (31, 119, 180)).all(-1)
+  below = [
+    x.any() for part in (blue[bottom:top], blue[lowest:]) for x in np.array_split(part, 4, 1)
+  ]
+  assert below == [True, False, True, False, True, False, False, False]

@@ -87,6 +87,15 @@ def test_curves_at_several_rates_are_told_apart():
     assert [curve.label.rpartition(" ")[2] for curve in panel.curves] == ["0.03)", "0.05)"]
 
 
+def test_a_curve_that_is_the_beginning_of_another_is_left_out():
+  def epochs(**given):
+    (chart,) = report.curves([record(train__epochs=n, **given) for n in (2, 5)])
+    return [len(panel.curves) for panel in chart.panels]
+
+  assert epochs() == [1, 1]
+  assert epochs(optimizer__schedule="triangle") == epochs(optimizer__warmup=0.1) == [2, 2]
+
+
 def test_curves_leave_dead_runs_out_and_split_many_configs_over_panels():
   runs = [record(seed=i, scale=1.0 + i, model__width=0.1 * (1 + i % 8)) for i in range(8)]
   dead = record(seed=99, scale=50.0, model__width=0.1)

@@ -13,7 +13,7 @@ from allcnn_jax.analysis.records import Group, Record
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
 
-_CURVES = "Of runs that differ in their epochs alone the longest are shown. Curves are "
+_CURVES = f"{chart.LONGEST} Curves are "
 
 
 def groups(runs: Sequence[Record]) -> list[Group]:

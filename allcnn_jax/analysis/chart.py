@@ -9,6 +9,9 @@ import numpy as np
 from allcnn_jax.analysis import records
 from allcnn_jax.analysis.records import Group, Record
 
+# What a caption says where `records.longest` has chosen.
+LONGEST = "Of runs that differ in their epochs alone, at the same rates, the longest are shown."
+
 
 class Curve(NamedTuple):
   """A mean over runs.

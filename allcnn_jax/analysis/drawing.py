@@ -181,7 +181,9 @@ def _width(text: str, points: int, weight: str = "normal") -> int:
 
 
 def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
-  """Panels in rows of four; below them one legend if all have the same, else one below each."""
+  """Panels in rows of four; below them one legend if all have the same, else one below each that
+  differs from what stands at its left.
+  """
   columns = min(len(chart.panels), _COLUMNS)
   rows = math.ceil(len(chart.panels) / columns)
   width = max(_SIZE[0] * columns, 6.4)
@@ -210,10 +212,11 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     figure.get_layout_engine().set(rect=(0, free, 1, 1 - free))
     figure.suptitle(chart.title, fontsize=10, fontweight="bold")
     grid = figure.subplots(rows, columns, squeeze=False, sharey=chart.sharey)
-    for axes, panel in zip(grid.flat, chart.panels):
+    for i, (axes, panel) in enumerate(zip(grid.flat, chart.panels)):
       _panel(axes, panel)
-      if not shared:
-        lines, named = axes.get_legend_handles_labels()
+      lines, named = axes.get_legend_handles_labels()
+      left = grid.flat[i - 1].get_legend_handles_labels()[1] if i % columns else None
+      if not shared and named != left:
         place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.16)}
         axes.legend(lines, [textwrap.fill(x, _LETTERS) for x in named], frameon=False, **place)
     for axes in grid.flat[len(chart.panels) :]:

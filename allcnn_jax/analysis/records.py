@@ -96,12 +96,19 @@ def alive(runs: Sequence[Record]) -> list[Record]:
 
 
 def longest(runs: Sequence[Record]) -> list[Record]:
-  """Those with the most epochs, of runs that differ in nothing else but their seed."""
-  keys = [_key({**_telling(run), "train.epochs": 0}) for run in runs]
+  """Those with the most epochs, of runs that differ in nothing else but their seed.
+
+  Runs whose rate goes by `train.epochs` differ in all rates, and stay.
+  """
+  keys = [_key(_telling(run) | ({} if _paced(run) else {"train.epochs": 0})) for run in runs]
   most: dict[str, int] = {}
   for key, run in zip(keys, runs):
     most[key] = max(most.get(key, 0), run.config.train.epochs)
   return [run for key, run in zip(keys, runs) if run.config.train.epochs == most[key]]
+
+
+def _paced(run: Record) -> bool:
+  return run.config.optimizer.schedule == "triangle" or run.config.optimizer.warmup > 0
 
 
 def groups(runs: Sequence[Record], by: Sequence[str], without: Sequence[str] = ()) -> list[Group]:

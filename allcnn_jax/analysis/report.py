@@ -106,7 +106,7 @@ def curves(runs: Sequence[records.Record]) -> list[Chart]:
   held_out = [r for r in runs if r.config.dataset.validation]
   finals = [r for r in runs if not r.config.dataset.validation]
   charts = [
-    _curves("curves", "Learning curves", tables.groups(finals, without=())),
+    _curves("curves", "Learning curves", tables.groups(records.longest(finals), without=())),
     _curves(
       "curves_held_out",
       "Learning curves on held-out training images",
@@ -122,7 +122,7 @@ def _curves(name: str, title: str, groups: Sequence[records.Group]) -> Chart:
   return Chart(
     name,
     title,
-    f"Error over epochs: {means} Training errors are those of the steps since the last line, with "
+    f"Error over epochs. {chart.LONGEST} Curves are {means} Training errors are those of the steps since the last line, with "
     "dropout and augmentation.",
     panels,
     sharey=True,
