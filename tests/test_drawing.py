@@ -63,7 +63,7 @@ def test_a_long_legend_hides_no_curve():
 def test_panels_side_by_side_with_the_same_curves_have_one_legend():
   panels = [
     Panel("", "error, %", [Curve(label, np.arange(5.0), np.arange(5.0), np.zeros(5))])
-    for label in "aabba"
+    for label in "aabbb"
   ]
   image = drawing.draw(Chart("c", "", "A caption.", panels))
   edges = np.flatnonzero((image == 0).all(-1).sum(axis=1) > 500)

@@ -37,6 +37,15 @@ def test_a_layer_is_flax_s_own_but_for_its_sums(name, key):
   )
 
 
+@pytest.mark.parametrize("places", [6, 7])
+def test_a_bias_of_any_number_of_places_has_a_gradient(places):
+  d = jnp.arange(3.0 * places).reshape(places, 3)
+  gradient = jax.jit(jax.grad(lambda b: (linear.add_bias(jnp.zeros_like(d), b) * d).sum()))
+  traced = gradient.trace(jnp.zeros(3))
+  np.testing.assert_array_equal(traced.lower().compile()(jnp.zeros(3)), d.sum(0))
+  traced.lower(lowering_platforms=("cuda",))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_errors_that_nearly_cancel_reach_the_bias_in_bfloat16(name, key):
   make, _, fields, shape = LAYERS[name]

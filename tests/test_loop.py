@@ -278,6 +278,16 @@ def test_a_line_of_the_log_that_waits_for_the_next_call_is_the_same(
   assert len(told[True][1]) == (26 if rate == 0.05 else told[True][0].step - 1)
 
 
+@pytest.mark.parametrize("ahead", [False, True])
+def test_asked_to_stop_a_run_tells_of_all_its_steps_first(ahead, tiny, tmp_path, monkeypatch):
+  monkeypatch.setattr(loop, "runs_ahead", lambda: ahead)
+  tiny.train.steps, tiny.log.every_steps = 8, 2
+  asked = iter([False, False, True])
+  outcome = loop.train(tiny, tmp_path / "run", None, lambda: next(asked))
+  assert outcome == loop.Outcome("stopped", 3)
+  assert [x["step"] for x in metrics(tmp_path / "run")] == [2, 3]
+
+
 def test_asked_to_stop_at_its_very_end_a_run_ends_and_its_caller_knows(tiny, tmp_path, monkeypatch):
   tiny.train.steps = 2
   whole = evaluate.evaluate

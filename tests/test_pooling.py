@@ -119,7 +119,7 @@ def test_average_pooling_is_a_convolution_with_a_constant_diagonal_kernel(x):
 
 def test_padding_does_not_count_in_an_average(x):
   ones = jnp.ones_like(x)
-  np.testing.assert_allclose(pool(ones, Pool("average", 3, 2, (0, 1))), 1, rtol=1e-6)
+  np.testing.assert_allclose(pool(ones, Pool("average", 3, 2, (1, 1))), 1, rtol=1e-6)
 
 
 def test_a_maximum_rounds_up_as_caffe_does():
