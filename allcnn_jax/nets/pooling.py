@@ -1,4 +1,4 @@
-"""Pooling as Springenberg et al. 2015 write it: a p-norm over a window (Eq. 1)."""
+"""Pooling as Springenberg et al. 2015 write it, a p-norm over a window (Eq. 1), and its limit, the maximum."""
 
 import functools
 
