@@ -9,6 +9,7 @@ import contextlib
 import importlib.util
 import inspect
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -357,11 +358,29 @@ def run(words: Sequence[str]) -> int:
     _define(flag, values)
   for config in verb.configs:
     _define_config(config, words, values)
-  rest = values(["launch.py", *words])[1:]
+  rest = _parse(words, values)
   if rest:
     raise UsageError(f"{name}: {rest[0]!r} is no flag; flags are written --name=value.")
   _check(values, verb.flags)
   return verb.call(values)
+
+
+def _parse(words: Sequence[str], values: flags.FlagValues) -> list[str]:
+  """Reads flags into `values`; returns the words that are none.
+
+  Raises:
+    UsageError: a config's key with a value of another type than its own.
+    flags.Error: a flag that is unknown or has a wrong value.
+  """
+  try:
+    return values(["launch.py", *words])[1:]
+  except flags.IllegalFlagValueError as error:
+    key = re.match(r"flag --config2?\.(.+?)=(.*?): ", str(error), re.DOTALL)
+    if not key:
+      raise
+    from allcnn_jax import config as config_lib
+
+    raise config_lib.refused(*key.groups()) from None
 
 
 def _import_jax() -> None:

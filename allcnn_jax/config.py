@@ -272,6 +272,15 @@ def complete(config: ml_collections.ConfigDict) -> ml_collections.ConfigDict:
   return full
 
 
+def refused(path: str, value: Any) -> UsageError:
+  """What is said of a value that a key may not have: those that it may."""
+  key = KEYS[path]
+  if key.names:
+    return unknown(path, value, key.names)
+  allowed = key.allowed.replace("` `", ", ").replace("`", "")
+  return UsageError(f"{path}={value!r}: must be {allowed}.")
+
+
 def check(config: ml_collections.ConfigDict) -> None:
   """Checks every value.
 
@@ -279,12 +288,9 @@ def check(config: ml_collections.ConfigDict) -> None:
     UsageError: naming the first value that is not allowed, and those that are.
   """
   for path, value in leaves(config):
-    key = KEYS[path]
     value = _as_type(path, value)
-    if not key.check(value):
-      if key.names:
-        raise unknown(path, value, key.names)
-      raise UsageError(f"{path}={value!r}: must be {key.allowed.replace('`', '')}.")
+    if not KEYS[path].check(value):
+      raise refused(path, value)
   if config.dataset.augment == "graham" and config.dataset.preprocessing != "grey":
     raise UsageError(
       f"dataset.preprocessing={config.dataset.preprocessing!r}: dataset.augment='graham' changes "

@@ -54,7 +54,7 @@ def test_json_keeps_every_value_and_type():
     ("stream__damaged", 1.5, "below 1"),
     ("model__width", math.inf, "above 0"),
     ("model__pool", "0.5", "p >= 1"),
-    ("dataset__name", "", "or a TFDS image set such as cifar10 cifar100 mnist"),
+    ("dataset__name", "", "or a TFDS image set such as cifar10, cifar100, mnist"),
     ("optimizer__drops", (5, math.inf), "rising"),
     ("graham__colour", (math.inf, 0, 0, 0), "four numbers"),
   ],
