@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from allcnn_jax.analysis import report
+from allcnn_jax.analysis import report, tables
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, loop, sweep
 from tests.made import of_rule as record
@@ -72,6 +72,12 @@ def test_broken_runs_are_told_and_kept(two, tmp_path):
   (two / "run2.broken").unlink()
   report.report(two, tmp_path / "kept")
   assert "Broken" not in (tmp_path / "kept" / "TABLE.md").read_text()
+
+
+def test_runs_on_held_out_images_alone_have_one_table():
+  made = tables.make([record("bp", dataset__validation=10)])
+  assert sum(line.startswith("| ---") for line in report.markdown(made).splitlines()) == 1
+  assert report._html(made).count("<table>") == 1
 
 
 def test_no_runs_are_refused_and_nothing_is_written(tmp_path):

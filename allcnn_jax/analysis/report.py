@@ -259,8 +259,8 @@ def markdown(made: Made) -> str:
 
 
 def blocks(made: Made) -> list[str]:
-  """The table and what is said of it, without its title."""
-  found = [_markdown(grid(made)), *about(made)]
+  """The table, if it has a line, and what is said of it, without its title."""
+  found = [_markdown(grid(made))] * bool(made.lines) + about(made)
   if made.trials:
     found += ["On held-out training images:", _markdown(trials(made))]
   return found
@@ -284,7 +284,8 @@ def _html(made: Made) -> str:
   paragraphs = "".join(f"<p>{html.escape(x)}</p>" for x in (ABOUT, *about(made)))
   held_out = _html_table(trials(made)) if made.trials else ""
   title = "<h2>On held-out training images</h2>" if held_out else ""
-  return f'<section class="wide">{_html_table(grid(made))}{paragraphs}{title}{held_out}</section>'
+  own = _html_table(grid(made)) if made.lines else ""
+  return f'<section class="wide">{own}{paragraphs}{title}{held_out}</section>'
 
 
 def _html_table(cells: Grid) -> str:
