@@ -56,7 +56,7 @@ def main():
   # On an accelerator an epoch a call: nothing is due within one.
   an_epoch, _ = parts.steps(config, datasets.sizes(config.dataset.name).train)
   config.log.every_steps = config.evaluate.every_steps = config.checkpoint.every_steps = an_epoch
-  ours = benchmark.Rounds(config)
+  ours = benchmark.Rounds(config).begin()
 
   words = [flags.python, str(PEER), f"--steps={ours.steps}", f"--device={DEVICES[backend]}"]
   words += ["--precise"] if jax.config.jax_default_matmul_precision in PRECISE else []

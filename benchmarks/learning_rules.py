@@ -25,7 +25,7 @@ def prepare(name, rule, batch_size):
   """(the seconds that a step takes, those of a measurement of alignment): functions that measure."""
   config = command.config(feedback_alignment.get_config, f"{name},{rule}")
   config.train.batch_size = batch_size
-  run = benchmark.Rounds(config)
+  run = benchmark.Rounds(config).begin()
   batch = run.data.take(slice(batch_size))
 
   def step():

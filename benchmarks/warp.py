@@ -56,7 +56,7 @@ def share_of_a_step(batch_size, rounds):
   config.train.batch_size = batch_size
   plain = config.copy_and_resolve_references()
   plain.dataset.augment, plain.dataset.plain_epochs = "none", 0
-  runs = {"augmented": benchmark.Rounds(config), "plain": benchmark.Rounds(plain)}
+  runs = {"augmented": benchmark.Rounds(config).begin(), "plain": benchmark.Rounds(plain).begin()}
   times = [{name: run.seconds() / run.steps for name, run in runs.items()} for _ in range(rounds)]
   return {name: statistics.median(t[name] for t in times) for name in runs}
 

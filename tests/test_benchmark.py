@@ -48,7 +48,7 @@ def test_its_figures_are_those_of_rounds_of_a_known_time(tiny, monkeypatch):
 
 
 def test_a_round_trains(tiny):
-  run = benchmark.Rounds(tiny)
+  run = benchmark.Rounds(tiny).begin()
   before = int(run.state.step)
   run.seconds()
   assert int(run.state.step) == before + run.steps
@@ -57,12 +57,12 @@ def test_a_round_trains(tiny):
 def test_a_round_has_as_many_calls_as_make_it_long_enough(tiny, monkeypatch):
   monkeypatch.setattr(benchmark, "_ROUND", 1.0)
   monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run, calls=None: 0.15)
-  assert benchmark.Rounds(tiny).steps == 7
+  assert benchmark.Rounds(tiny).begin().steps == 7
 
 
 def test_what_an_accelerator_runs(tiny, monkeypatch):
   monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  run = benchmark.Rounds(tiny)
+  run = benchmark.Rounds(tiny).begin()
   before = int(run.state.step)
   run.seconds()
   # A call's, of the 12 of an epoch and the 4 between lines of the log.
@@ -71,7 +71,7 @@ def test_what_an_accelerator_runs(tiny, monkeypatch):
 
 
 def test_a_set_that_is_streamed_gives_its_batches_one_by_one(streamed):
-  run = benchmark.Rounds(streamed)
+  run = benchmark.Rounds(streamed).begin()
   assert [x.shape for x in jax.tree.leaves(run._inputs)] == [(6, 32, 32, 3), (6,)]
   before = int(run.state.step)
   run.seconds()

@@ -11,7 +11,7 @@ import jax
 import pytest
 
 from allcnn_jax.errors import one_line
-from benchmarks import compare, learning_rules, precision, saliency, scaling, warp
+from benchmarks import compare, learning_rules, precision, saliency, scaling, table3, warp
 from tests.processes import ROOT
 
 
@@ -29,6 +29,14 @@ from tests.processes import ROOT
       lambda x: x["steps"].keys() == {"bp", "fa", "measure (fa)"},
     ),
     (warp, ["--images=2", "--rounds=1"], lambda x: x["largest_difference"] < 1e-3),
+    (
+      table3,
+      ["--networks", "model_a", "all_cnn_a", "--width=0.05", "--batch_size=50", "--compiling=2"],
+      lambda x: (
+        x["steps"].keys() == {"model_a", "all_cnn_a"}
+        and x["seconds"] == sum(y["step_seconds"] * 350_000 for y in x["steps"].values())
+      ),
+    ),
   ],
 )
 def test_a_command_measures_and_writes(module, words, holds, tmp_path, monkeypatch):
@@ -64,7 +72,7 @@ def against(tmp_path, monkeypatch):
     told = f"open({str(tmp_path / 'told')!r}, 'w').write('\\n'.join(sys.argv))"
     peer.write_text(f"#!{sys.executable}\nimport sys\n{told}\n{said}")
     peer.chmod(0o755)
-    ours = types.SimpleNamespace(steps=5, seconds=lambda: 0.25)
+    ours = types.SimpleNamespace(steps=5, seconds=lambda: 0.25, begin=lambda: ours)
     monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
     words = ["--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}", *words]
     monkeypatch.setattr(sys, "argv", ["x", f"--python={peer}", *words])
@@ -115,7 +123,8 @@ def test_a_peer_that_ends_early_is_one_line_and_nothing_is_written(against, tmp_
 
 @pytest.mark.parametrize("word", ["--output=nowhere/found.json", "--output=.", "--python=nobody"])
 def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypatch, capsys):
-  monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: types.SimpleNamespace(steps=1))
+  ours = types.SimpleNamespace(steps=1, begin=lambda: ours)
+  monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
   monkeypatch.setattr(sys, "argv", ["x", "--python=nobody", word])
   with pytest.raises(SystemExit, match="2"):
     compare.main()
@@ -134,6 +143,7 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
     (compare, ["--python=nobody", "--network=all_cnn_c,more"], "'augment' is the only"),
     (compare, ["--python=nobody", "--width=0"], "model.width=0.0"),
     (compare, ["--python=nobody", "--way=two graphs"], "'two graphs'"),
+    (table3, ["--width=0"], "model.width=0.0"),
     (saliency, ["--layer=conv99"], "Unknown layer 'conv99'"),
   ],
 )

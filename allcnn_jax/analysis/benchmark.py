@@ -37,7 +37,7 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Rounds:
-  """A config's step, compiled, with its state and random images for data.
+  """A config's step, compiled, with its state and random images for data; `begin` comes first.
 
   Attributes:
     recipe: what the step was compiled from.
@@ -53,7 +53,7 @@ class Rounds:
   """
 
   def __init__(self, config: ml_collections.ConfigDict):
-    """Compiles, and does the first call.
+    """Compiles.
 
     Raises:
       UsageError: the config cannot be run here.
@@ -86,25 +86,29 @@ class Rounds:
     began = time.perf_counter()
     if sizes.varies:
       step = step_lib.train_batch.lower(*given).compile()
-      todo = sources.Steps(step, step, 1)
+      self._todo = sources.Steps(step, step, 1)
     else:
       examples = sizes.train - config.dataset.validation
-      todo = sources.steps_of_stored(parts.steps_a_call(config, examples), *given)
+      self._todo = sources.steps_of_stored(parts.steps_a_call(config, examples), *given)
     self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
     jax.monitoring.unregister_event_listener(note)
-    memory = todo.later.memory_analysis()
+    memory = self._todo.later.memory_analysis()
     self.memory = {
       "arguments": memory.argument_size_in_bytes,
       "temporaries": memory.temp_size_in_bytes,
       "program": memory.generated_code_size_in_bytes,
     }
-    self._step = todo.first
+
+  def begin(self) -> "Rounds":
+    """Does the first calls, and sees how many a round must have."""
+    self._step = self._todo.first
     self.seconds(calls=1)
     self.first_step_seconds = _since_start()
-    self._step = todo.later
+    self._step = self._todo.later
     self.seconds(calls=1)
     self._calls = math.ceil(_ROUND / self.seconds(calls=1))
-    self.steps = todo.count * self._calls
+    self.steps = self._todo.count * self._calls
+    return self
 
   def seconds(self, calls: int | None = None) -> float:
     """How long one more round takes, or so many calls."""
@@ -147,7 +151,7 @@ def benchmark(
   """
   if output is not None:
     files.check_file(output, f"--output={output}")
-  run = Rounds(config)
+  run = Rounds(config).begin()
   if profile is not None:
     files.make_folder(profile, f"--profile={profile}")
   for _ in range(_WARM):  # the caches and clocks are warm from here on
