@@ -15,6 +15,8 @@ from allcnn_jax import files, terminal
 from allcnn_jax.analysis import printed, records, report, tables
 from allcnn_jax.errors import UsageError, one_line
 
+# What the rows of the table at the head say of a run beside its name.
+_SAID = ("dataset.name", "dataset.augment", "train.dtype", "train.epochs", "train.steps")
 _HEAD = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
@@ -65,7 +67,7 @@ def _head(runs: list[records.Record]) -> str:
   ]
   for row in printed.OURS:
     # Named by what tells them apart, in which those that repeat nothing have no part.
-    repeated = tables.fill((row,), [run for run in runs if _repeats(run, row)])
+    repeated = tables.fill((row,), [run for run in runs if _repeats(run, row)], _SAID)
     for x in repeated:
       here, n = ("", "") if x.error is None else (_measured(x), x.n)
       lines.append(f"| {x.name}, {row.data} | {row.error:g} % | {here} | {n} |")

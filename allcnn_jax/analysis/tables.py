@@ -105,7 +105,7 @@ class Made(NamedTuple):
 # Keys that say how many weights a network has.
 _SHAPING = ("model.name", "model.width", "model.head", "model.pool", "dataset.name")
 # What columns of their own say.
-_IN_COLUMNS = (
+IN_COLUMNS = (
   "dataset.name",
   "dataset.augment",
   "optimizer.learning_rate",
@@ -136,10 +136,12 @@ def make(runs: Sequence[Record], table: str | None = None) -> Made:
   return Made(shown.title, lines, trials, shown.remark)
 
 
-def fill(rows: Sequence[Row], runs: Sequence[Record]) -> list[Line]:
-  """Printed rows with the runs that stand in them, all training images used."""
+def fill(
+  rows: Sequence[Row], runs: Sequence[Record], without: Sequence[str] = IN_COLUMNS
+) -> list[Line]:
+  """Printed rows with the runs that stand in them, all training images used, named as `groups` does."""
   finals = [r for r in runs if not r.config.dataset.validation]
-  return _fill(rows, groups(finals), [], whole=True)[0]
+  return _fill(rows, groups(finals, without), [], whole=True)[0]
 
 
 def _fill(
@@ -177,7 +179,7 @@ def _empty(row: Row) -> Line:
   )
 
 
-def groups(runs: Sequence[Record], without: Sequence[str] = _IN_COLUMNS) -> list[Group]:
+def groups(runs: Sequence[Record], without: Sequence[str] = IN_COLUMNS) -> list[Group]:
   """Runs of one config, but for the seed, named by what no column says, or by all but `without`."""
   by = ["model.name"]
   if any(r.config.rule.name != "bp" for r in runs):
