@@ -369,13 +369,16 @@ def _parse(words: Sequence[str], values: flags.FlagValues) -> list[str]:
   """Reads flags into `values`; returns the words that are none.
 
   Raises:
-    UsageError: a config's key with a value of another type than its own.
+    UsageError: a config's key with a value of another type than its own, or no integer where one must be.
     flags.Error: a flag that is unknown or has a wrong value.
   """
   try:
     return values(["launch.py", *words])[1:]
   except flags.IllegalFlagValueError as error:
     key = re.match(r"flag --config2?\.(.+?)=(.*?): ", str(error), re.DOTALL)
+    number = re.match(r"flag (--\w+=.*?): invalid literal for int", str(error), re.DOTALL)
+    if number:
+      raise UsageError(f"{number[1]} must be an integer.") from None
     if not key:
       raise
     from allcnn_jax import config as config_lib

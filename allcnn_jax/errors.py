@@ -1,10 +1,12 @@
 """The exceptions that are the user's to mend."""
 
+import argparse
 import contextlib
 import difflib
 import errno
 import sys
 from collections.abc import Iterable, Iterator
+from typing import NoReturn
 
 
 class UsageError(ValueError):
@@ -72,6 +74,14 @@ def is_passing(error: Exception) -> bool:
 
 def _of_store(error: Exception) -> bool:
   return type(error).__module__ == _STORE
+
+
+class Parser(argparse.ArgumentParser):
+  """A command's flags; what is wrong with them is a `UsageError`, for `one_line`."""
+
+  def error(self, message: str) -> NoReturn:
+    """Refuses the command line."""
+    raise UsageError(f"{message.removesuffix('.')}.")
 
 
 @contextlib.contextmanager

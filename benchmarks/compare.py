@@ -7,7 +7,6 @@ programs take turns, round by round; the ratio is the median over rounds of (ima
 images a second there), so that whatever else the machine does falls on both.
 """
 
-import argparse
 import json
 import os
 import pathlib
@@ -19,7 +18,7 @@ import jax
 
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import datasets
-from allcnn_jax.errors import one_line
+from allcnn_jax.errors import Parser, one_line
 from allcnn_jax.training import parts
 from benchmarks import command
 from configs import cifar10
@@ -32,7 +31,7 @@ PRECISE = ("highest", "float32")
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--python", required=True, help="an interpreter that has PyTorch")
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)

@@ -12,7 +12,6 @@ the step takes, so that the cores that feed a device can be counted. With --work
 decoded in processes whose memory and time are not this one's: the ratio is then by the clock.
 """
 
-import argparse
 import itertools
 import math
 import os
@@ -24,7 +23,7 @@ import tempfile
 import time
 
 from allcnn_jax.data import stream
-from allcnn_jax.errors import one_line
+from allcnn_jax.errors import Parser, one_line
 from benchmarks import command
 
 CROPS = stream.Crops((224, 224), 256, random=True)
@@ -108,7 +107,7 @@ def seconds_to_first_batch(name, batch, workers):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--dataset", default="imagenet2012")
   parser.add_argument("--batch_size", type=command.positive, default=64)
   parser.add_argument(

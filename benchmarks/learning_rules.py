@@ -8,14 +8,13 @@ the same round). Compile time is apart. `measure` is one measurement of alignmen
 same step.
 """
 
-import argparse
 import statistics
 import time
 
 import jax
 
 from allcnn_jax.analysis import benchmark
-from allcnn_jax.errors import UsageError, one_line
+from allcnn_jax.errors import Parser, UsageError, one_line
 from allcnn_jax.training import learning_rules, measurements
 from benchmarks import command
 from configs import feedback_alignment
@@ -53,7 +52,7 @@ def compared(name, f, bp, rounds):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--network", default="fa_mnist", help="of configs/feedback_alignment.py")
   rules = list(learning_rules.RULES)
   parser.add_argument("--rules", nargs="+", default=rules, choices=rules, metavar="RULE")

@@ -8,15 +8,13 @@ device; and once more in float64 on its CPU, by XLA's own convolutions. An error
 On a GPU float32 means TF32 unless JAX_DEFAULT_MATMUL_PRECISION=highest is set.
 """
 
-import argparse
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
 from allcnn_jax import config as config_lib
-from allcnn_jax.errors import UsageError, one_line
+from allcnn_jax.errors import Parser, UsageError, one_line
 from allcnn_jax.training import parts, randomness
 from allcnn_jax.training import step as step_lib
 from benchmarks import command
@@ -70,7 +68,7 @@ def _error(here, there):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--network", default="all_cnn_c")
   parser.add_argument("--width", type=float, default=1.0)
   parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")

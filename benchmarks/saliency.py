@@ -6,7 +6,6 @@ Random weights and images: neither changes the work. Each time is the best of se
 one that compiles, because other load only adds to a time; a search is over all the images.
 """
 
-import argparse
 import functools
 import time
 
@@ -15,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from allcnn_jax.analysis import patches, saliency
-from allcnn_jax.errors import one_line
+from allcnn_jax.errors import Parser, one_line
 from allcnn_jax.nets import model, relu
 from benchmarks import command
 
@@ -33,7 +32,7 @@ def seconds(functions: dict, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--images", type=command.positive, default=10_000)
   parser.add_argument("--batch_size", type=command.positive, default=128)
   parser.add_argument("--width", type=float, default=1.0)

@@ -7,20 +7,19 @@ those of the training steps; compilation, evaluations and checkpoints are apart.
 device at once, each with images of its own: 8 GB of them in float32.
 """
 
-import argparse
 import concurrent.futures
 import statistics
 
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import datasets
-from allcnn_jax.errors import one_line
+from allcnn_jax.errors import Parser, one_line
 from allcnn_jax.training import parts
 from benchmarks import command
 from configs import cifar10, table3
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   names = {"choices": table3.NETWORKS, "default": table3.NETWORKS, "metavar": "NAME"}
   parser.add_argument("--networks", nargs="+", help="of the twelve", **names)
   parser.add_argument("--width", type=float, default=1.0)

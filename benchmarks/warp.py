@@ -8,7 +8,6 @@ with the same maps, channel by channel. Both take turns; the ratio is the median
 `augmentation` is all of it: drawing the numbers, colours, the warp and the grey around.
 """
 
-import argparse
 import statistics
 import time
 
@@ -20,7 +19,7 @@ import scipy.ndimage
 from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import benchmark
 from allcnn_jax.data import augmentation
-from allcnn_jax.errors import one_line
+from allcnn_jax.errors import Parser, one_line
 from benchmarks import command
 from configs import cifar10_large
 
@@ -62,7 +61,7 @@ def share_of_a_step(batch_size, rounds):
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--images", type=command.positive, default=128)
   parser.add_argument("--rounds", type=command.positive, default=20)
   parser.add_argument("--step", action="store_true", help="the share of a whole step instead")

@@ -76,7 +76,8 @@ def against(tmp_path, monkeypatch):
     monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
     words = ["--batch_size=2", "--rounds=2", f"--output={tmp_path / 'found.json'}", *words]
     monkeypatch.setattr(sys, "argv", ["x", f"--python={peer}", *words])
-    compare.main()
+    with one_line("x"):
+      compare.main()
     return json.loads((tmp_path / "found.json").read_text())
 
   return go
@@ -126,7 +127,7 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
   ours = types.SimpleNamespace(steps=1, begin=lambda: ours)
   monkeypatch.setattr(compare.benchmark, "Rounds", lambda config: ours)
   monkeypatch.setattr(sys, "argv", ["x", "--python=nobody", word])
-  with pytest.raises(SystemExit, match="2"):
+  with pytest.raises(SystemExit, match="2"), one_line("x"):
     compare.main()
   assert word in capsys.readouterr().err
 
@@ -154,7 +155,9 @@ def test_a_wrong_value_is_refused_before_anything_is_measured(
   monkeypatch.setattr(sys, "argv", ["x", *words])
   with pytest.raises(SystemExit, match="2"), one_line("x"):
     module.main()
-  assert said in capsys.readouterr().err
+  told = capsys.readouterr().err
+  assert said in told
+  assert told.count("\n") == 1
 
 
 def test_the_page_on_scaling_is_the_one_that_is_printed(capsys):

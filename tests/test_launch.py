@@ -112,7 +112,7 @@ BAD = [  # (words, what the line must say)
   (["sweep"], "--config"),
   (["sweep", QUICK], "--workdir"),
   (["sweep", QUICK, "--workdir={run}", "--seeds=0"], "seeds"),
-  (["sweep", QUICK, "--workdir={run}", "--index=one"], "index"),
+  (["sweep", QUICK, "--workdir={run}", "--index=one"], "--index=one must be an integer."),
   (["sweep", QUICK, "--workdir={run}", "--index=first"], "first"),
   (["evaluate", "--workdir={run}", QUICK], "config"),
   (["train", QUICK, "--workdir={run}", "--step=3"], "step"),

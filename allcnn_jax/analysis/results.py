@@ -6,14 +6,13 @@ Rewrites the TABLE.md of every folder of records that has one, results/README.md
 between `<!-- results -->` marks in README.md.
 """
 
-import argparse
 import re
 
 from etils import epath
 
 from allcnn_jax import files, terminal
 from allcnn_jax.analysis import printed, records, report, tables
-from allcnn_jax.errors import UsageError, one_line
+from allcnn_jax.errors import Parser, UsageError, one_line
 
 # What the rows of the table at the head say of a run beside its name.
 _SAID = ("dataset.name", "dataset.augment", "train.dtype", "train.epochs", "train.steps")
@@ -113,10 +112,10 @@ def _measured(x: tables.Line) -> str:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("root", nargs="?", default=".", help="the project's folder")
-  flags = parser.parse_args()
   with one_line("results"):
+    flags = parser.parse_args()
     for path, text in generated(flags.root).items():
       files.write(path, text.encode())
       terminal.note(str(path))

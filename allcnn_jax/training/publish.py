@@ -7,13 +7,11 @@ its config, what was fitted to the images, the metrics, the evaluation and the m
 own, and one file of weights stands in the place of checkpoints.
 """
 
-import argparse
-
 from etils import epath
 
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import UsageError, one_line
+from allcnn_jax.errors import Parser, UsageError, one_line
 from allcnn_jax.training import evaluate, layout, parts, restore, weights
 
 _KEPT = (layout.CONFIG, layout.METRICS, layout.EVALUATION, layout.MACHINE)
@@ -53,11 +51,11 @@ def publish(workdir: epath.PathLike, output: epath.PathLike) -> None:
 
 
 def main():
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = Parser(description=__doc__.splitlines()[0])
   parser.add_argument("--workdir", required=True, help="the run's folder")
   parser.add_argument("--output", required=True, help="the folder to make, pretrained/NAME")
-  flags = parser.parse_args()
   with one_line("publish"):
+    flags = parser.parse_args()
     publish(flags.workdir, flags.output)
 
 
