@@ -49,7 +49,7 @@ def get_config(arg="all_cnn_c"):
   config.optimizer.clip_norm = 1.0
   config.optimizer.drops = (200, 250, 300)  # 3.2: S = [200, 250, 300]
   config.optimizer.drop_factor = 10.0  # 3.2: "multiplied by a fixed multiplier of 0.1"
-  # 3.2: "lambda = 0.001". Half of it learns more: 8.55 % at epoch 230, where the run was ended.
+  # 3.2: "lambda = 0.001". Half of it learns more: 8.55 % at epoch 230 (results/LOG.md).
   config.optimizer.weight_decay = 0.001
   config.optimizer.decay_bias = True  # Caffe's default
   config.optimizer.velocity = "caffe"  # Caffe's order
