@@ -106,9 +106,7 @@ def test_learning_curves_leave_dead_runs_out_where_others_are_there():
     [[20, 40], [10, 20]],
     [[40, 80], [20, 40]],
   ]
-  assert chart.caption.endswith(
-    "have not ended are left out where others are there. Runs: bp: 1, fa: 1."
-  )
+  assert chart.caption.endswith("left out where others are there. Runs: 1 for each curve.")
 
 
 def test_runs_without_measurements_are_refused_with_the_key(tmp_path):

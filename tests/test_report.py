@@ -90,7 +90,19 @@ def test_curves_at_several_rates_are_told_apart():
   runs = [record(optimizer__learning_rate=rate) for rate in (0.03, 0.05)]
   (chart,) = report.curves(runs)
   for panel in chart.panels:
-    assert [curve.label.rpartition(" ")[2] for curve in panel.curves] == ["0.03)", "0.05)"]
+    assert [curve.label for curve in panel.curves] == [
+      "optimizer.learning_rate 0.03",
+      "optimizer.learning_rate 0.05",
+    ]
+  assert chart.title == "Learning curves of all_cnn_c, fa"
+
+
+def test_networks_that_differ_stand_in_the_labels():
+  (chart,) = report.curves([record(), record(model__name="model_c"), record(seed=1)])
+  for panel in chart.panels:
+    assert [curve.label for curve in panel.curves] == ["model_c, fa", "all_cnn_c, fa"]
+  assert chart.title == "Learning curves"
+  assert "Runs: model_c, fa: 1, all_cnn_c, fa: 2." in chart.caption
 
 
 def test_a_curve_that_is_the_beginning_of_another_is_left_out():

@@ -105,6 +105,8 @@ def learning(
 def said_of(groups: Sequence[Group]) -> str:
   """What a caption says of curves that are means over groups of runs."""
   counts = ", ".join(f"{label}: {len(members)}" for label, members in groups)
+  if len(groups) > 1 and len({len(members) for _, members in groups}) == 1:
+    counts = f"{len(groups[0][1])} for each curve"
   return (
     "the mean over runs that differ in their seed, shaded by their standard deviation; runs that are "
     f"dead, have diverged or have not ended are left out where others are there. Runs: {counts}."

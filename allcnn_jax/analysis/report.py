@@ -117,7 +117,14 @@ def curves(runs: Sequence[records.Record]) -> list[Chart]:
 
 
 def _curves(name: str, title: str, groups: Sequence[records.Group]) -> Chart:
-  """Training and evaluation error over epochs, `_CURVES` configs a panel."""
+  """Training and evaluation error over epochs, `_CURVES` configs a panel.
+
+  A network that all have stands in the title, and the labels say in what they differ.
+  """
+  apart = [label.partition(" (") for label, _ in groups]
+  if len(groups) > 1 and len({network for network, *_ in apart}) == 1 and all(x[2] for x in apart):
+    title = f"{title} of {apart[0][0]}"
+    groups = [(told.removesuffix(")"), runs) for (*_, told), (_, runs) in zip(apart, groups)]
   panels, means = chart.learning(groups, _CURVES, logarithmic=True)
   return Chart(
     name,
