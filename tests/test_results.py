@@ -48,6 +48,21 @@ def test_two_ways_to_repeat_an_experiment_are_told_apart_by_what_tells_them_apar
   )
 
 
+def test_the_head_has_no_column_for_the_rate_and_one_for_the_type():
+  like = {"dataset__augment": "shift_flip"}
+  runs = [
+    run(8.0, **like),
+    run(9.0, optimizer__learning_rate=0.01, **like),
+    run(9.5, train__dtype="bfloat16", **like),
+  ]
+  names = [x for x in results._head(runs).splitlines() if " % | 1 |" in x or "bfloat16" in x]
+  assert [x.partition("), ")[0] for x in names] == [
+    "| All-CNN-C (optimizer.learning_rate 0.05",
+    "| All-CNN-C (optimizer.learning_rate 0.01",
+    "| All-CNN-C (optimizer.learning_rate 0.05",
+  ]
+
+
 def test_of_the_fast_recipe_the_most_often_run_stands_at_the_head_then_the_shortest_and_the_best():
   muon = {"optimizer__name": "muon", "dataset__augment": "shift_flip"}
   long, short = {"train__epochs": 24, **muon}, {"train__epochs": 16, **muon}
