@@ -14,8 +14,8 @@ from allcnn_jax import files, terminal
 from allcnn_jax.analysis import printed, records, report, tables
 from allcnn_jax.errors import Parser, UsageError, one_line
 
-# What the rows of the table at the head say of a run beside its name.
-_SAID = ("dataset.name", "dataset.augment", "train.dtype", "train.epochs", "train.steps")
+# What the rows of the table at the head say of a run beside its name: no rate, but the type.
+_SAID = (*(k for k in tables.IN_COLUMNS if k != "optimizer.learning_rate"), "train.dtype")
 _HEAD = re.compile(r"(<!-- results[^\n]*-->\n).*?(<!-- /results -->)", re.DOTALL)
 
 
