@@ -43,6 +43,19 @@ def test_it_is_jaxs_convolution_and_so_are_its_gradients(case, key):
     np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-4 * np.abs(theirs).max())
 
 
+def test_a_pixels_few_errors_are_added_up_in_float32(key):
+  """The order of 10 terms in bfloat16 would show: they are of both signs, and nearly cancel."""
+  _, kernel, *rest = CASES["pointwise"]
+  kernel = jax.random.normal(key, kernel, jnp.bfloat16)
+  d = jax.random.normal(jax.random.fold_in(key, 1), (5, 4, 4, 10), jnp.bfloat16)
+  x = jnp.zeros((5, 4, 4, 8), jnp.float32)
+  _, pull = jax.vjp(lambda x: convolution.direct(x, kernel.astype(x.dtype), *rest), x)
+  (theirs,) = pull(d.astype(x.dtype))
+  ours = convolution.input_gradient_of_pixels(d, kernel)
+  assert ours.dtype == jnp.bfloat16
+  np.testing.assert_allclose(ours.astype(x.dtype), theirs, rtol=2**-8, atol=1e-6)
+
+
 @pytest.mark.parametrize("shared", [False, True])
 @pytest.mark.parametrize("case", ["padded", "strided", "of an image, 5x5", "few features"])
 def test_a_gpu_s_product_is_the_same_sums_with_the_bias(case, shared, key):
@@ -113,3 +126,19 @@ def test_only_a_cpu_goes_through_a_batch_in_parts_and_only_where_it_is_faster(ca
   for platform in ("cpu", "tpu", "cuda"):
     text = traced.lower(lowering_platforms=(platform,)).as_text()
     assert ("stablehlo.while" in text) == (other and platform == "cpu")
+
+
+@pytest.mark.parametrize(
+  ("case", "other"), [("pointwise", True), ("pointwise, strided", False), ("few features", False)]
+)
+def test_only_a_gpu_adds_up_the_errors_of_a_pixel(case, other):
+  *shapes, strides, padding = CASES[case]
+
+  def total(x, kernel):
+    return convolution.convolve(x, kernel, strides, padding).sum()
+
+  traced = jax.jit(jax.grad(total)).trace(*map(jnp.zeros, shapes))
+  for platform in ("tpu", "cuda"):
+    text = traced.lower(lowering_platforms=(platform,)).as_text()
+    # `total` needs no output and so no convolution forward.
+    assert ("stablehlo.convolution" in text) != (other and platform == "cuda")

@@ -45,6 +45,7 @@ class Program(NamedTuple):
     flops: floating-point operations on each device; 0 where the compiler does not tell.
     exchanges: what crosses devices.
     kernels: how many a GPU starts; 0 for a TPU.
+    in_a_row: how many of them wait each for the one before.
     asking: loops after each round of which a GPU asks the host whether to go on.
     convolutions: how many there are, matrix products included.
     with_relu: those of them that end with a ReLU, on a GPU.
@@ -63,6 +64,7 @@ class Program(NamedTuple):
   flops: float = 0.0
   exchanges: tuple[hlo.Operation, ...] = ()
   kernels: int = 0
+  in_a_row: int = 0
   asking: int = 0
   convolutions: int = 0
   with_relu: int = 0
@@ -250,9 +252,11 @@ def _program(
   operations = list(hlo.operations(text))
   products = [x for x in operations if x.kind in ("convolution", "dot")]
   rounds = ("bf16[", "f32[") if kind == "tpu" else ("bf16[",)
-  counted = (
-    {"kernels": hlo.kernels(operations), "asking": hlo.asking(text)} if kind == "gpu" else {}
-  )
+  counted = {}
+  if kind == "gpu":
+    counted["kernels"] = len(hlo.kernels(operations))
+    counted["in_a_row"] = hlo.in_a_row(operations)
+    counted["asking"] = hlo.asking(text)
   return Program(
     name,
     steps,
@@ -296,6 +300,7 @@ def report(compiled: Compiled) -> str:
     ("reduced across devices", lambda p: _bytes(p.exchanged)),
     ("  in operations", lambda p: f"{len(p.exchanges) / p.steps:g}"),
     ("kernels a step", lambda p: f"{p.kernels / p.steps:g}" if p.kernels else ""),
+    ("  one after the other", lambda p: f"{p.in_a_row / p.steps:g}" if p.kernels else ""),
     ("  loops that ask the host", lambda p: str(p.asking) if p.kernels else ""),
     ("convolutions", lambda p: f"{p.convolutions / p.steps:g}"),
     ("  with their ReLU", lambda p: f"{p.with_relu / p.steps:g}" if p.kernels else ""),

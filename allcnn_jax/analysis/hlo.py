@@ -3,7 +3,7 @@
 import collections
 import math
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
@@ -19,6 +19,8 @@ class Operation(NamedTuple):
     precision: of a product, such as "highest,highest"; "" is the chip's own.
     activation: that a convolution ends with, such as "relu"; or "".
     within: the computation that it belongs to.
+    name: its own.
+    given: the names of what it is given.
   """
 
   kind: str
@@ -28,6 +30,8 @@ class Operation(NamedTuple):
   precision: str = ""
   activation: str = ""
   within: str = ""
+  name: str = ""
+  given: tuple[str, ...] = ()
 
 
 _ARRAY = re.compile(r"\b(pred|bf16|[sufc]\d+\w*)\[([\d,]*)\]")
@@ -44,7 +48,7 @@ _KERNELS = {"fusion", "convolution", "dot", "custom-call", "copy", "transpose", 
 
 
 def operations(text: str) -> Iterator[Operation]:
-  """The instructions of a compiled program, from its text; not those that move nothing."""
+  """The instructions of a compiled program, from its text; a transpose that moves nothing is a bitcast."""
   lines, within = [], ""
   for line in text.splitlines():
     if header := _HEADER.match(line):
@@ -53,8 +57,8 @@ def operations(text: str) -> Iterator[Operation]:
       name, rest = named.groups()
       lines.append((within, name, _OPCODE.search(rest), rest))
   types = {name: rest[: opcode.start()] for _, name, opcode, rest in lines if opcode}
-  for within, _, opcode, rest in lines:
-    if not opcode or (opcode[1] == "transpose" and _KEEPS_ORDER.search(rest)):
+  for within, name, opcode, rest in lines:
+    if not opcode:
       continue
     given = re.findall(r"%([\w.-]+)", rest[opcode.end() : _closing(rest, opcode.end())])
     arrays = [a for name in given for a in _ARRAY.finditer(types.get(name, ""))]
@@ -66,13 +70,26 @@ def operations(text: str) -> Iterator[Operation]:
       _first(_PRECISION, rest),
       _first(_ACTIVATION, rest).lower().replace("none", ""),
       within,
+      name,
+      tuple(given),
     )
 
 
-def kernels(found: Iterable[Operation]) -> int:
-  """How many kernels a GPU starts for a program, or for its loop once."""
-  started = collections.Counter(x.within for x in found if x.kind in _KERNELS)
-  return max(started.values(), default=0)
+def kernels(found: Sequence[Operation]) -> list[Operation]:
+  """The kernels that a GPU starts for a program, or for its loop once."""
+  started = [x for x in found if x.kind in _KERNELS]
+  most = collections.Counter(x.within for x in started).most_common(1)
+  return [x for x in started if x.within == most[0][0]]
+
+
+def in_a_row(found: Sequence[Operation]) -> int:
+  """How many of those kernels at most wait each for the one before: as a GPU runs the others beside them."""
+  started = kernels(found)
+  depth: dict[str, int] = {}
+  for x in found:  # in an order in which they can be computed
+    if started and x.within == started[0].within:
+      depth[x.name] = max((depth.get(g, 0) for g in x.given), default=0) + (x.kind in _KERNELS)
+  return max(depth.values(), default=0)
 
 
 def asking(text: str) -> int:
@@ -86,6 +103,8 @@ def sides(shape: str) -> tuple[int, ...]:
 
 
 def _kind(opcode: str, rest: str) -> str:
+  if opcode == "transpose" and _KEEPS_ORDER.search(rest):
+    return "bitcast"
   if opcode == "custom-call":
     target = _first(_TARGET, rest)
     return next((kind for name, kind in _LIBRARIES.items() if target.startswith(name)), opcode)

@@ -2,7 +2,8 @@
 
 On a CPU, layers with many features go by minimal filtering (`winograd`), and the gradient of a
 kernel that sees few numbers, such as an image's channels or a single pixel, is a product of
-matrices. On a GPU a layer that sees an image is such a product, forward and with its bias. All else is JAX's own.
+matrices. On a GPU a layer that sees an image is such a product, forward and with its bias, and a pixel's
+few classes send back a plain sum. All else is JAX's own.
 """
 
 import functools
@@ -25,6 +26,7 @@ _CACHE = 8 << 20
 # the product saves. A GPU's is a 5x5 window of an image.
 _LARGEST_PATCH, _LEAST_FEATURES = {"cpu": 32, "cuda": 75}, 32
 _ALIGNED = 8  # numbers of a row: what a GPU's products of 16-bit numbers need to be fast
+_FEW = 16  # features of a pixel whose errors a GPU adds up where it masks the sum
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -82,11 +84,20 @@ def _backward(strides, padding, kept, d):
     _, pull = jax.vjp(lambda x: direct(x, kernel, strides, padding), x)
     return *pull(d), weight_gradient_in_parts(x, d, kernel.shape[:2], strides, padding)
 
+  def added(x, kernel, d):
+    _, pull = jax.vjp(lambda kernel: direct(x, kernel, strides, padding), kernel)
+    return input_gradient_of_pixels(d, kernel), *pull(d)
+
+  ways = {}
   if winograd.suits(x, kernel, strides):
-    return jax.lax.platform_dependent(x, kernel, d, cpu=filtered, default=plain)
-  if _sees_little(x, kernel):
-    return jax.lax.platform_dependent(x, kernel, d, cpu=multiplied, default=plain)
-  return plain(x, kernel, d)
+    ways["cpu"] = filtered
+  elif _sees_little(x, kernel):
+    ways["cpu"] = multiplied
+  if _makes_few(kernel, strides, padding):
+    ways["cuda"] = added
+  if not ways:
+    return plain(x, kernel, d)
+  return jax.lax.platform_dependent(x, kernel, d, default=plain, **ways)
 
 
 convolve.defvjp(_forward, _backward)
@@ -102,6 +113,24 @@ def _sees_little(x: Array, kernel: Array) -> bool:
   """Whether a kernel sees a single pixel, or makes many features of few numbers; full precision."""
   single = kernel.shape[:2] == (1, 1)
   return (single or makes_many(kernel, "cpu")) and x.dtype in (jnp.float32, jnp.float64)
+
+
+def _makes_few(kernel: Array, strides: tuple[int, int], padding: Pairs) -> bool:
+  """Whether a kernel makes few features of each pixel by itself."""
+  single = kernel.shape[:2] == strides == (1, 1) and not np.any(padding)
+  return single and kernel.shape[3] <= _FEW
+
+
+def input_gradient_of_pixels(
+  d: Float[Array, "n u v o"], kernel: Float[Array, "1 1 i o"]
+) -> Float[Array, "n u v i"]:
+  """The gradient of what a 1x1 convolution is given, for the error of its output, summed in float32.
+
+  It is no product, so that a GPU's compiler can make it part of the kernel that needs it.
+  """
+  wide = jnp.promote_types(d.dtype, jnp.float32)
+  terms = d[..., None, :].astype(wide) * kernel[None].astype(wide)
+  return terms.sum(-1).astype(d.dtype)
 
 
 def _patches(

@@ -92,7 +92,8 @@ class ConvNet(nn.Module):
           if x.dtype != wide:
             # On a CPU, jaxlib 0.11 and 0.12 make one loop of the mean and the 1x1 convolutions
             # before it, whose result in bfloat16 is memory that was never written.
-            x = jax.lax.optimization_barrier(x)
+            apart = jax.lax.optimization_barrier
+            x = jax.lax.platform_dependent(x, cpu=apart, default=lambda x: x)
           x = x.astype(wide).mean(axis=(1, 2))
     logits = x.astype(wide)
     return (logits, activations) if return_activations else logits

@@ -15,6 +15,7 @@ NAMES = ("sgd", "adam", "muon")
 SCHEDULES = ("drops", "triangle")
 VELOCITIES = ("caffe", "optax")
 _NEVER = 2**31 - 1  # no run has so many steps
+_FEW = 1 << 14  # numbers of an array
 _TILE = 128  # numbers that a matrix unit takes at once
 
 
@@ -144,17 +145,23 @@ def _unstack(stack: Float[Array, "layers features inputs"], like: PyTree) -> PyT
 
 
 def _clip(largest: float) -> optax.GradientTransformation:
-  """`optax.clip_by_global_norm`, whose norm takes a GPU two kernels, not one or two for each array.
-
-  The arrays stand behind one another, their features first, as a GPU's convolutions give them.
-  """
+  """`optax.clip_by_global_norm`, whose norm takes a GPU two kernels, not one or two for each array."""
 
   def scale(gradient):
-    arrays = [jnp.moveaxis(jnp.atleast_1d(x), -1, 0).ravel() for x in jax.tree.leaves(gradient)]
-    norm = jnp.linalg.norm(jnp.concatenate(arrays))
-    return jax.tree.map(lambda x: jnp.where(norm > largest, x * (largest / norm), x), gradient)
+    norm = jnp.linalg.norm(jnp.concatenate([_in_a_row(x) for x in jax.tree.leaves(gradient)]))
+    factor = jnp.minimum(1, largest / norm)
+    return jax.tree.map(lambda x: x * factor, gradient)
 
   return optax.stateless(lambda gradient, _: scale(gradient))
+
+
+def _in_a_row(x: Float[Array, "*shape"]) -> Float[Array, " n"]:
+  """All numbers of an array, features first, as a GPU's convolutions give them; or a few as they are.
+
+  The first layer's weights come last, from a product that has no such order: to turn them would be a
+  kernel for which the whole step waits.
+  """
+  return (x if x.size < _FEW else jnp.moveaxis(x, -1, 0)).ravel()
 
 
 def _are_kernels(params):
