@@ -34,9 +34,34 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import subject
 from allcnn_jax.data import preprocessing
 from allcnn_jax.nets import architectures, model
-from allcnn_jax.training import restore
+from allcnn_jax.training import graphs, restore
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+  """All is computed as on a GPU: what is called of the compiled programs, "plain" or a "graph"."""
+  called = []
+
+  def noted(lowered, compile=graphs.compile):
+    first, later = compile(lowered)
+    return graphs.Calls(
+      noting("plain", first), noting("plain" if later is first else "graph", later)
+    )
+
+  def noting(name, compiled):
+    def call(*given):
+      called.append(name)
+      return compiled(*given)
+
+    call.memory_analysis = compiled.memory_analysis
+    return call
+
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  monkeypatch.delenv("XLA_FLAGS", raising=False)
+  monkeypatch.setattr(graphs, "compile", noted)
+  return called
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -13,8 +13,7 @@ from allcnn_jax.analysis import hlo, targets
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
-from allcnn_jax.training import parts, sharding
-from allcnn_jax.training import step as step_lib
+from allcnn_jax.training import graphs, parts, sharding
 from tests import processes
 from tests.shipped import load
 
@@ -209,11 +208,9 @@ def test_all_cnn_c_for_a_gpu(mark):
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
 def test_a_gpu_takes_a_call_of_many_steps_as_one_graph(mark, tmp_path):
   config = load("cifar10", "all_cnn_c,augment", model__width=0.1, train__dtype="bfloat16")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(step_lib, "train_steps", step_lib.train_steps_in_graphs)
-    mesh = sharding.mesh(targets.target("h200:1").devices)
-    _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), mesh)["steps"]
-    lower().compile(compiler_options={"xla_dump_to": str(tmp_path)})
+  mesh = sharding.mesh(targets.target("h200:1").devices)
+  _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), mesh)["steps"]
+  lower().compile(compiler_options=graphs.OPTIONS | {"xla_dump_to": str(tmp_path)})
   (thunks,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
   outermost, *inside = re.findall(r"^( *)\d+: k(\w+)", thunks.read_text(), re.MULTILINE)
   assert outermost == ("", "CommandBuffer")

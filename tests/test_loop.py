@@ -12,8 +12,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import Busy, DiskFull, UsageError
-from allcnn_jax.training import evaluate, loop, parts, reporting, sources
-from allcnn_jax.training import step as step_lib
+from allcnn_jax.training import evaluate, graphs, loop, parts, reporting
 from tests.runs import contents, evaluation, metrics, same, weights
 
 
@@ -84,56 +83,24 @@ def test_a_run_that_is_stopped_logs_every_step(tiny, tmp_path):
   assert mean == pytest.approx(whole["train_loss"], rel=1e-5)
 
 
-class _Counted:
-  """A step of many that notes its name and how many steps it is compiled for, at each call."""
-
-  def __init__(self, step, name, calls):
-    self._step, self._note, self._name = step, calls.append, name
-
-  def lower(self, *given):
-    self._compiled, self._count = self._step.lower(*given).compile(), given[-1]
-    return self
-
-  def compile(self):
-    return self
-
-  def memory_analysis(self):
-    return self._compiled.memory_analysis()
-
-  def __call__(self, *given):
-    self._note((self._name, self._count))
-    return self._compiled(*given)
-
-
-@pytest.fixture
-def gpu(monkeypatch):
-  """Training as on a GPU; the names and numbers of steps of its calls."""
-  calls = []
-  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-  monkeypatch.delenv("XLA_FLAGS", raising=False)
-  for name in ("train_steps", "train_steps_in_graphs"):
-    monkeypatch.setattr(step_lib, name, _Counted(getattr(step_lib, name), name, calls))
-  return calls
-
-
 def test_a_gpu_records_its_graphs_once_all_has_been_loaded(tiny, tmp_path, gpu):
   tiny.train.steps, tiny.log.every_steps = 12, 3
   loop.train(tiny, tmp_path / "run")
-  assert gpu == [("train_steps", 3)] + 3 * [("train_steps_in_graphs", 3)]
+  assert gpu == ["plain"] + 3 * ["graph"]  # of three steps each
 
 
 def test_who_chooses_a_gpu_s_graphs_by_a_flag_is_left_alone(tiny, tmp_path, gpu, monkeypatch):
   monkeypatch.setenv("XLA_FLAGS", "--xla_gpu_enable_command_buffer=")
   tiny.train.steps, tiny.log.every_steps = 12, 3
   loop.train(tiny, tmp_path / "run")
-  assert gpu == 4 * [("train_steps", 3)]
+  assert gpu == 4 * ["plain"]
 
 
 def test_large_steps_need_no_graphs(tiny, tmp_path, gpu, monkeypatch):
-  monkeypatch.setattr(sources, "_SMALL", 0)
+  monkeypatch.setattr(graphs, "_SMALL", 0)
   tiny.train.steps, tiny.log.every_steps = 12, 3
   loop.train(tiny, tmp_path / "run")
-  assert gpu == 4 * [("train_steps", 3)]
+  assert gpu == 4 * ["plain"]
 
 
 def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, request):
@@ -143,7 +110,7 @@ def test_many_steps_a_call_log_and_save_at_the_same_steps(tiny, tmp_path, reques
   loop.train(tiny, tmp_path / "one by one")
   calls = request.getfixturevalue("gpu")  # from here on
   loop.train(tiny, tmp_path / "pairs")
-  assert [n for _, n in calls] == [2] * 15
+  assert len(calls) == 15
   for one, pair in zip(metrics(tmp_path / "one by one"), metrics(tmp_path / "pairs"), strict=True):
     assert one["step"] == pair["step"]
     assert one.get("eval_error") == pair.get("eval_error")

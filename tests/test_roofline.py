@@ -69,3 +69,9 @@ def test_many_steps_of_a_layer_in_one_call_are_each_done(tiny):
     )
     *_, found = three[0](*three[1:])
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[0](*one[1:]), found)
+
+
+def test_a_gpu_s_layers_are_timed_as_graphs_after_a_call_without(tiny, gpu, monkeypatch):
+  monkeypatch.setattr(roofline, "_REPEATS", 2)
+  layers = roofline.layers(parts.recipe(tiny, 10, 96), 3, roofline.Ceilings(1e9, 1e9))
+  assert gpu == len(layers) * (["plain"] + 6 * ["graph"])  # best of five, and one to warm up

@@ -23,7 +23,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.analysis import roofline
 from allcnn_jax.data import datasets
-from allcnn_jax.training import evaluate, machine, parts, sharding, sources
+from allcnn_jax.training import evaluate, graphs, machine, parts, sharding, sources
 from allcnn_jax.training import step as step_lib
 
 # Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
@@ -86,13 +86,13 @@ class Rounds:
     began = time.perf_counter()
     if sizes.varies:
       step = step_lib.train_batch.lower(*given).compile()
-      self._todo = sources.Steps(step, step, 1)
+      self._todo = sources.Steps(graphs.Calls(step, step), 1)
     else:
       examples = sizes.train - config.dataset.validation
       self._todo = sources.steps_of_stored(parts.steps_a_call(config, examples), *given)
     self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
     jax.monitoring.unregister_event_listener(note)
-    memory = self._todo.later.memory_analysis()
+    memory = self._todo.calls.later.memory_analysis()
     self.memory = {
       "arguments": memory.argument_size_in_bytes,
       "temporaries": memory.temp_size_in_bytes,
@@ -101,10 +101,10 @@ class Rounds:
 
   def begin(self) -> "Rounds":
     """Does the first calls, and sees how many a round must have."""
-    self._step = self._todo.first
+    self._step = self._todo.calls.first
     self.seconds(calls=1)
     self.first_step_seconds = _since_start()
-    self._step = self._todo.later
+    self._step = self._todo.calls.later
     self.seconds(calls=1)
     self._calls = math.ceil(_ROUND / self.seconds(calls=1))
     self.steps = self._todo.count * self._calls

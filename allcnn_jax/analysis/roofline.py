@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from allcnn_jax.nets import architectures, model
+from allcnn_jax.training import graphs
 from allcnn_jax.training import step as step_lib
 
 # A layer's steps in one call of an accelerator, which takes tens of microseconds by itself.
@@ -94,6 +95,8 @@ def best(f: Callable[..., Any], *inputs: Any, calls: int = 10) -> float:
 def layers(recipe: step_lib.Recipe, channels: int, limits: Ceilings) -> list[Layer]:
   """Times every layer with weights by itself, on random numbers, for one device's share of a batch.
 
+  On a GPU its steps are one graph, as training's are: a small layer waits for no launch of a kernel.
+
   Args:
     recipe: of the run.
     channels: of the images.
@@ -109,8 +112,11 @@ def layers(recipe: step_lib.Recipe, channels: int, limits: Ceilings) -> list[Lay
       itemsize = jnp.dtype(recipe.net.dtype).itemsize
       flops, moved = cost(row, size, batch_size, itemsize, onward)
       bound = max(flops / limits.flops, moved / limits.bytes)
-      alone = _alone(recipe.net, row.layer, (batch_size, *size), onward, repeats)
-      found.append(Layer(row.name, flops, moved, bound, best(*alone, calls=5) / repeats))
+      alone, *inputs = _alone(recipe.net, row.layer, (batch_size, *size), onward, repeats)
+      calls = graphs.compile(alone.lower(*inputs))
+      jax.block_until_ready(calls.first(*inputs))
+      seconds = best(calls.later, *inputs, calls=5) / repeats
+      found.append(Layer(row.name, flops, moved, bound, seconds))
     size = row.size
   return found
 

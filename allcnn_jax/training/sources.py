@@ -1,7 +1,6 @@
 """A split as training and evaluation take it, behind one door; and one held on the device."""
 
 import functools
-import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -13,12 +12,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, UInt8
 
 from allcnn_jax.data import augmentation, datasets, preprocessing
-from allcnn_jax.training import parts, randomness, sharding
+from allcnn_jax.training import graphs, parts, randomness, sharding
 from allcnn_jax.training import step as step_lib
-
-# Temporaries of a step, in bytes, up to which a GPU waits for the host between kernels so that graphs
-# pay; they need half as many again, since kernels side by side share none.
-_SMALL = 1 << 30
 
 
 class Batch(NamedTuple):
@@ -107,16 +102,14 @@ def open(config: ml_collections.ConfigDict, split: str, name: str | None = None)
 
 
 class Steps(NamedTuple):
-  """What trains on a set on the device, compiled; both take (recipe, state, totals, data, order).
+  """What trains on a set on the device.
 
   Attributes:
-    first: takes the first call of a process.
-    later: takes all others.
+    calls: take (recipe, state, totals, data, order).
     count: how many steps one call does.
   """
 
-  first: jax.stages.Compiled
-  later: jax.stages.Compiled
+  calls: graphs.Calls
   count: int
 
 
@@ -130,15 +123,9 @@ def steps_of_stored(steps_a_call: int, *given: Any) -> Steps:
     *given: what the first call will be given, or the like.
   """
   if jax.default_backend() == "cpu":
-    step = step_lib.train_step.lower(*given).compile()
-    return Steps(step, step, 1)
-  given = (*given, steps_a_call)
-  step = later = step_lib.train_steps.lower(*given).compile()
-  chosen = "xla_gpu_enable_command_buffer" in os.environ.get("XLA_FLAGS", "")  # by the user
-  small = jax.default_backend() == "gpu" and step.memory_analysis().temp_size_in_bytes <= _SMALL
-  if small and not chosen:
-    later = step_lib.train_steps_in_graphs.lower(*given).compile()
-  return Steps(step, later, steps_a_call)
+    return Steps(graphs.compile(step_lib.train_step.lower(*given)), 1)
+  lowered = step_lib.train_steps.lower(*given, steps_a_call)
+  return Steps(graphs.compile(lowered), steps_a_call)
 
 
 def batches(data: step_lib.Stored, batch_size: int) -> Iterator[Batch]:
@@ -197,7 +184,7 @@ class Resident:
       lambda epoch: step_lib.epoch_order(recipe.seed, jax.device_put(epoch), n)
     )
     self._steps = steps_of_stored(steps_a_call, *self._given(state, totals, epoch=0))
-    self._step = self._steps.first
+    self._step = self._steps.calls.first
 
   def _given(self, state: step_lib.TrainState, totals: step_lib.Totals, epoch: int) -> tuple:
     return self._recipe, state, totals, self._data, self._order(epoch)
@@ -208,7 +195,7 @@ class Resident:
     """One step, or on an accelerator as many as a call has; none goes beyond its epoch."""
     epoch = step // (self.examples // self._recipe.batch_size)
     state, totals = self._step(*self._given(state, totals, epoch))
-    self._step = self._steps.later
+    self._step = self._steps.calls.later
     if jax.default_backend() == "cpu":
       jax.block_until_ready(totals)  # a queue would delay a stop
     return state, totals, step + self._steps.count

@@ -216,7 +216,8 @@ def train_batch(
   return _step(recipe, state, totals, batch)
 
 
-def _train_steps(
+@functools.partial(jax.jit, static_argnums=5, donate_argnums=(1, 2))
+def train_steps(
   recipe: Recipe,
   state: TrainState,
   totals: Totals,
@@ -235,20 +236,6 @@ def _train_steps(
     return _step(recipe, state, totals, batch_at(recipe, data, order, state.step))
 
   return jax.lax.fori_loop(0, count, body, (state, totals), unroll=unrolled(count))
-
-
-_steps = functools.partial(jax.jit, _train_steps, static_argnums=5, donate_argnums=(1, 2))
-train_steps = _steps()
-# The same as one graph that a GPU records once, its loop inside, kernels side by side where none waits
-# for another: XLA's own list of what a graph may hold, with loops and with convolutions. XLA leaves
-# these out because cuDNN cannot load one while a graph is recorded: `train_steps` has to have run
-# before, in the same process.
-train_steps_in_graphs = _steps(
-  compiler_options={
-    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION,WHILE",
-    "xla_gpu_command_buffer_scheduling_mode": "CONCURRENT",
-  }
-)
 
 
 def unrolled(count: int) -> int:
