@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 
 from allcnn_jax.analysis import compile as compile_lib
-from allcnn_jax.analysis import hlo, targets
+from allcnn_jax.analysis import hlo, roofline, targets
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.nets import architectures
@@ -218,6 +218,21 @@ def test_a_gpu_takes_a_call_of_many_steps_as_one_graph(mark, tmp_path):
   kinds = [kind for _, kind in inside]
   assert kinds.count("While") == 1
   assert kinds.count("Convolution") == 2 * (3 * 9 - 2)  # a round has two steps
+
+
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
+def test_a_gpu_does_all_of_a_layer_that_is_timed_alone_and_nothing_else_with_its_maps(mark):
+  net = parts.network(load("cifar10", "all_cnn_c", train__dtype="bfloat16"), 10)
+  layer, shape = architectures.Conv(3, 96, 1, (1, 1)), (128, 16, 16, 96)
+  steps, *given = roofline._alone(net, layer, shape, onward=True, repeats=11)
+  place = sharding.replicated(sharding.mesh(targets.target("h200:1").devices))
+  given = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), given)
+  program = steps.lower(*given).compile(compiler_options=graphs.OPTIONS)
+  kernels = hlo.kernels(list(hlo.operations(program.as_text())))
+  assert sum(x.kind == "convolution" for x in kernels) == 2 * 3  # a round has two steps
+  # Beside them a ReLU's mask takes its map, and weights and bias wait for one number of the input's gradient.
+  maps = [x for x in kernels if x.kind != "convolution" and x.bytes >= 2 * math.prod(shape)]
+  assert [x.kind for x in maps] == 2 * 3 * ["fusion"], maps
 
 
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])

@@ -64,11 +64,14 @@ def test_many_steps_of_a_layer_in_one_call_are_each_done(tiny):
   recipe = parts.recipe(tiny, 10, 96)
   layer = architectures.Conv(3, 5, 1, (1, 1))
   for onward in (True, False):
-    one, three = (
+    (one, *inputs), (three, *_) = (
       roofline._alone(recipe.net, layer, (4, 8, 8, 3), onward, repeats) for repeats in (1, 3)
     )
-    *_, found = three[0](*three[1:])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), one[0](*one[1:]), found)
+    alone = one(*inputs)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, three(*inputs))
+    counted = [f.lower(*inputs).as_text().count("stablehlo.convolution") for f in (one, three)]
+    assert counted[0] == (3 if onward else 2)
+    assert counted[1] in (2 * counted[0], 3 * counted[0])  # those of a loop of two, and of the last
 
 
 def test_a_gpu_s_layers_are_timed_as_graphs_after_a_call_without(tiny, gpu, monkeypatch):

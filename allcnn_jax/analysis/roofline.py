@@ -161,15 +161,17 @@ def _alone(
       y, pull = jax.vjp(lambda variables: alone.apply(variables, x), variables)
     return pull(y)
 
+  def again(variables, x):
+    # Zero times a step's gradients in the weights: the next cannot begin before it has ended. Of the
+    # input's gradient one number, or the sum would take as long as the layer.
+    gradients, *back = there_and_back(variables, x)
+    end = sum(0 * g.ravel()[0].astype(jnp.float32) for g in back)
+    return jax.tree.map(lambda w, g: w + 0 * g + end, variables, gradients)
+
   @jax.jit
   def steps(variables, x):
-    first = there_and_back(variables, x)
-    return first if repeats == 1 else jax.lax.fori_loop(1, repeats, again, (variables, x, first))
-
-  def again(_, carry):
-    # With zero times the last gradient in its weights, a round cannot begin before that one ends.
-    variables, x, (gradient, *_) = carry
-    variables = jax.tree.map(lambda w, g: w + 0 * g, variables, gradient)
-    return variables, x, there_and_back(variables, x)
+    if repeats > 1:  # two a round: one alone would copy the weights to where it began
+      variables = jax.lax.fori_loop(1, repeats, lambda _, v: again(v, x), variables, unroll=2)
+    return there_and_back(variables, x)
 
   return steps, variables, x
