@@ -82,7 +82,9 @@ HloModule jit_steps, is_scheduled=true
 %fused_add (p: f32[4]) -> f32[4] {
   %p = f32[4]{0} parameter(0)
   %p.copied = f32[4]{0} copy(%p)
-  ROOT %sum = f32[4]{0} add(%p.copied, %p)
+  %p.again = f32[4]{0} copy(%p.copied)
+  %p.more = f32[4]{0} copy(%p.again)
+  ROOT %sum = f32[4]{0} add(%p.more, %p)
 }
 
 %body (carried: (s32[], f32[4])) -> (s32[], f32[4]) {
