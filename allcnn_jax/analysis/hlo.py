@@ -83,7 +83,7 @@ def kernels(found: Sequence[Operation]) -> list[Operation]:
 
 
 def in_a_row(found: Sequence[Operation]) -> int:
-  """How many of those kernels at most wait each for the one before: as a GPU runs the others beside them."""
+  """How many of those kernels, at most, wait each for the one before; a graph runs the others beside them."""
   started = kernels(found)
   depth: dict[str, int] = {}
   for x in found:  # in an order in which they can be computed

@@ -15,7 +15,7 @@ NAMES = ("sgd", "adam", "muon")
 SCHEDULES = ("drops", "triangle")
 VELOCITIES = ("caffe", "optax")
 _NEVER = 2**31 - 1  # no run has so many steps
-_FEW = 1 << 14  # numbers of an array
+_FEW = 1 << 14  # numbers of an array that may lie as it comes
 _TILE = 128  # numbers that a matrix unit takes at once
 
 
