@@ -12,6 +12,8 @@ CASES = {
   "strided": ((6, 9, 8, 3), (3, 3, 3, 32), (2, 2), ((1, 1), (0, 1))),
   "unpadded": ((7, 8, 6, 2), (2, 3, 2, 32), (1, 1), ((0, 0), (0, 0))),
   "pointwise": ((5, 4, 4, 8), (1, 1, 8, 10), (1, 1), ((0, 0), (0, 0))),
+  "pointwise, wide": ((3, 4, 4, 8), (1, 1, 8, 32), (1, 1), ((0, 0), (0, 0))),
+  "pointwise, padded": ((3, 4, 4, 8), (1, 1, 8, 10), (1, 1), ((1, 0), (0, 0))),
   "of an image, 5x5": ((4, 8, 8, 1), (5, 5, 1, 32), (1, 1), ((2, 2), (2, 2))),
   "few features": ((4, 8, 8, 3), (5, 5, 3, 8), (1, 1), ((2, 2), (2, 2))),
   "pointwise, strided": ((5, 5, 6, 8), (1, 1, 8, 10), (2, 2), ((0, 0), (1, 0))),
@@ -129,7 +131,14 @@ def test_only_a_cpu_goes_through_a_batch_in_parts_and_only_where_it_is_faster(ca
 
 
 @pytest.mark.parametrize(
-  ("case", "other"), [("pointwise", True), ("pointwise, strided", False), ("few features", False)]
+  ("case", "other"),
+  [
+    ("pointwise", True),
+    ("pointwise, strided", False),
+    ("pointwise, wide", False),
+    ("pointwise, padded", False),
+    ("few features", False),
+  ],
 )
 def test_only_a_gpu_adds_up_the_errors_of_a_pixel(case, other):
   *shapes, strides, padding = CASES[case]
