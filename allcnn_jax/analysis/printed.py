@@ -132,14 +132,15 @@ OURS = (
   ),
 )
 COMPARED = "rates were compared by test error, on seed 0"  # of FAST
-# `configs/cifar10_fast.py`; the paper's 350 epochs stand beside it.
-FAST = Row(
-  "All-CNN-C by Muon",
-  _AUGMENTED,
-  OURS[1].error,
-  {"rule.name": "bp", "optimizer.name": "muon", "model.name": "all_cnn_c"} | _C10_AUGMENTED,
-  _WHOLE,
-)
+
+
+def _fast(printed: Row, data: Keys) -> Row:
+  """Of `configs/cifar10_fast.py`, beside what the paper has there after 350 epochs."""
+  keys = {"rule.name": "bp", "optimizer.name": "muon", "model.name": "all_cnn_c"}
+  return Row("All-CNN-C by Muon", printed.data, printed.error, keys | data, _WHOLE)
+
+
+FAST, FAST_100 = _fast(OURS[1], _C10_AUGMENTED), _fast(OURS[2], _C100)
 # dasNet's figures, Maxout's on CIFAR-100 and Graham's are not at hand from a second source, and stay out.
 _TABLE4 = (
   Row("Maxout", "CIFAR-10", 11.68),
@@ -191,9 +192,9 @@ TABLES: dict[str, Table] = {
   ),
   "cifar10_fast": Table(
     "All-CNN-C's layers in the least time",
-    (FAST,),
+    (FAST, FAST_100),
     False,
-    f"The aim is the paper's {OURS[0].error:.2f} %, which it has without flips and shifts; "
+    f"The aim is the paper's {OURS[0].error:.2f} % on CIFAR-10, which it has without flips and shifts; "
     f"{COMPARED}: the other seeds had no part in the choice.",
   ),
   "fa_table1": Table(
