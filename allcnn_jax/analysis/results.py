@@ -105,13 +105,18 @@ def _on_cifar100(runs: list[records.Record]) -> list[str]:
   best, row = min(found, key=lambda x: x.error), printed.FAST_100
   return [
     f"On {row.data}, for which nothing in it was chosen, it has {_measured(best)} after {best.epoch:g} epochs "
-    f"(n={best.n}); the paper has {row.error:g} % after 350."
+    f"(n={best.n}, {_time(best)}); the paper has {row.error:g} % after 350."
   ]
 
 
 def _epochs(x: tables.Line) -> str:
-  device = x.measured_with[0].partition(",")[0]
-  return f"| {x.epoch:g} | {_measured(x)} | {x.n} | {x.seconds:.3g} s on {device} |"
+  return f"| {x.epoch:g} | {_measured(x)} | {x.n} | {_time(x)} |"
+
+
+def _time(x: tables.Line) -> str:
+  """What the training steps of a run took, and where."""
+  seconds = f"{x.seconds:,.0f}" if x.seconds >= 1000 else f"{x.seconds:.3g}"
+  return f"{seconds} s on {x.measured_with[0].partition(',')[0]}"
 
 
 def _repeats(run: records.Record, row: printed.Row) -> bool:
