@@ -86,7 +86,7 @@ def test_the_fast_recipe_s_best_on_cifar100_is_told_beside_the_paper_s():
     for e, n in ((35.0, {}), (34.5, {"train__epochs": 24}))
   ]
   head = results._head(runs)
-  assert "it has 34.50 % after 24 epochs (n=1, " in head
+  assert "it has 34.50 % after 24 epochs (n=1; " in head
   assert "; the paper has 33.71 % after 350." in head
   assert _fast([x for x in runs if x.config.dataset.name == "cifar100"]) == []
 

@@ -78,16 +78,16 @@ def operations(text: str) -> Iterator[Operation]:
 def kernels(found: Sequence[Operation]) -> list[Operation]:
   """The kernels that a GPU starts for a program, or for its loop once."""
   started = [x for x in found if x.kind in _KERNELS]
-  most = collections.Counter(x.within for x in started).most_common(1)
-  return [x for x in started if x.within == most[0][0]]
+  loop = dict(collections.Counter(x.within for x in started).most_common(1))
+  return [x for x in started if x.within in loop]
 
 
 def in_a_row(found: Sequence[Operation]) -> int:
   """How many of those kernels, at most, wait each for the one before; a graph runs the others beside them."""
-  started = kernels(found)
+  loop = {x.within for x in kernels(found)}
   depth: dict[str, int] = {}
-  for x in found:  # in an order in which they can be computed
-    if started and x.within == started[0].within:
+  for x in found:  # in the order in which they are begun
+    if x.within in loop:
       depth[x.name] = max((depth.get(g, 0) for g in x.given), default=0) + (x.kind in _KERNELS)
   return max(depth.values(), default=0)
 

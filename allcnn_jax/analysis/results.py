@@ -105,7 +105,7 @@ def _on_cifar100(runs: list[records.Record]) -> list[str]:
   best, row = min(found, key=lambda x: x.error), printed.FAST_100
   return [
     f"On {row.data}, for which nothing in it was chosen, it has {_measured(best)} after {best.epoch:g} epochs "
-    f"(n={best.n}, {_time(best)}); the paper has {row.error:g} % after 350."
+    f"(n={best.n}; its training steps took {_time(best)}); the paper has {row.error:g} % after 350."
   ]
 
 
