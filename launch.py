@@ -330,7 +330,7 @@ def _remark(values: flags.FlagValues, configs: Collection[ml_collections.ConfigD
   for path in _overrides(values):
     whys = [config_lib.unread(config, path) for config in configs]
     if all(whys):
-      print(f"launch.py: {whys[0]}", file=sys.stderr, flush=True)
+      terminal.warn(f"launch.py: {whys[0]}")
 
 
 def run(words: Sequence[str]) -> int:
@@ -403,6 +403,7 @@ def _too_large(error: Exception) -> UsageError:
 
 def main() -> None:
   """Runs what stands on the command line and exits with its status."""
+  terminal.open_closed()
   files.keep_compiled()
   job, leave = contextlib.nullcontext, lambda status: None
   try:
@@ -420,7 +421,7 @@ def main() -> None:
     if not (wrong or is_passing(error)):
       traceback.print_exc()
       sys.exit(os.EX_SOFTWARE)
-    print(f"launch.py: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    terminal.warn(f"launch.py: {' '.join(str(error).split())}")
     status = 2 if wrong else os.EX_TEMPFAIL
     leave(status)
     if isinstance(error, DiskFull) or is_full(error):

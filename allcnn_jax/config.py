@@ -48,8 +48,9 @@ def _one_of(default: str, names: Iterable[str], meaning: str) -> Key:
   return Key(default, " ".join(f"`{n}`" for n in names), lambda v: v in names, meaning, names)
 
 
-def _integer(default: int, least: int, meaning: str) -> Key:
-  return Key(default, f"an integer, at least {least}", lambda v: v >= least, meaning)
+def _integer(default: int, least: int, meaning: str, most: int | float = math.inf) -> Key:
+  allowed = f"an integer, at least {least}" + (f", at most {most}" if most < math.inf else "")
+  return Key(default, allowed, lambda v: least <= v <= most, meaning)
 
 
 def _number(default: float, meaning: str, least: float = 0.0, below: float = math.inf) -> Key:
@@ -145,9 +146,9 @@ KEYS: dict[str, Key] = {
   "graham.skew": _number(_GRAHAM.skew, "largest shear, or rotation in radians", below=1.0).where(
     "dataset.augment", "graham"
   ),
-  "graham.shift": _integer(_GRAHAM.shift, 0, "the most pixels that an image is moved by").where(
-    "dataset.augment", "graham"
-  ),
+  "graham.shift": _integer(
+    _GRAHAM.shift, 0, "the most pixels that an image is moved by", most=1000
+  ).where("dataset.augment", "graham"),
   "graham.colour": Key(
     _GRAHAM.colour,
     "four numbers from 0",
@@ -338,7 +339,10 @@ def unread(config: ml_collections.ConfigDict, path: str) -> str:
 def _as_type(path: str, value: Any) -> Any:
   default = KEYS[path].default
   if isinstance(default, float) and type(value) is int:
-    return float(value)
+    try:
+      return float(value)
+    except OverflowError:
+      raise refused(path, value) from None
   if isinstance(default, tuple) and isinstance(value, list):
     return tuple(value)
   if type(value) is not type(default):

@@ -204,6 +204,9 @@ def test_graham_s_maps_stay_within_their_limits(key):
   assert 1300 < (np.linalg.det(forward) < 0).sum() < 1700
   rotated = np.abs(forward[:, 0, 1] * forward[:, 1, 0]) > 1e-9
   assert 850 < rotated.sum() < 1150
+  # Stretched last, so that a row of a shear is longer or shorter as a whole.
+  sheared = forward[(forward[:, 0, 1] != 0) & (np.abs(forward[:, 1, 0]) < 1e-9)]
+  assert 0.099 < np.abs(sheared[:, 0, 1] / sheared[:, 1, 1]).max() <= 0.1001
   only = np.abs(np.linalg.inv(still(skew=0.1).inverse(key, 3000)))
   assert 0.099 < only[:, 0, 1].max() <= 0.1001
   assert 0.099 < only[:, 1, 0].max() <= 0.1001

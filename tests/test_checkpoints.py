@@ -1,13 +1,17 @@
 import errno
 import logging
+import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from allcnn_jax.errors import UsageError
+from allcnn_jax import errors
+from allcnn_jax.errors import DiskFull, UsageError
 from allcnn_jax.training import checkpoints, weights
 from allcnn_jax.training.step import TrainState
 from tests.runs import damage
@@ -103,16 +107,44 @@ def test_damage_in_any_file_is_named_and_the_checkpoint_before_is_used(saved, ho
   assert int(checkpoints.Checkpoints(saved).restore(like()).step) == 3
 
 
+LOST = jax.errors.JaxRuntimeError("INTERNAL: the device is lost")
+LARGE = jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED")
+AWAY = type("UnavailableError", (Exception,), {"__module__": errors._STORE})("The store is away")
+
+
 @pytest.mark.parametrize(
-  ("said", "refused"), [("INTERNAL: the device is lost", False), ("RESOURCE_EXHAUSTED", True)]
+  ("error", "raised"), [(LOST, type(LOST)), (AWAY, type(AWAY)), (LARGE, UsageError)]
 )
-def test_a_lost_device_is_no_fault_of_the_checkpoint(saved, monkeypatch, said, refused):
-  def fail(*_):
-    raise jax.errors.JaxRuntimeError(said)
+def test_what_keeps_a_whole_checkpoint_from_being_read_is_said_and_no_older_one_used(
+  saved, monkeypatch, error, raised
+):
+  load = checkpoints.ocp.load
+
+  def fail(place, *rest):
+    if place.name == "3":
+      raise error
+    return load(place, *rest)
 
   monkeypatch.setattr(checkpoints.ocp, "load", fail)
-  with pytest.raises(UsageError if refused else jax.errors.JaxRuntimeError, match=said):
+  with pytest.raises(raised, match=str(error)):
     checkpoints.Checkpoints(saved).restore(like())
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOENT])
+def test_a_file_that_cannot_be_read_is_damage_too(saved, monkeypatch, capsys, number):
+  """As of a bad block, or of a run that deletes its oldest checkpoint meanwhile."""
+  read = epath.Path.read_bytes
+
+  def fail(path):
+    if "checkpoints/3/" in str(path):
+      raise OSError(number, os.strerror(number))
+    return read(path)
+
+  monkeypatch.setattr(type(epath.Path(saved)), "read_bytes", fail)
+  assert int(checkpoints.Checkpoints(saved).restore(like()).step) == 2
+  assert (
+    f"/3 is damaged: its files cannot be read ({os.strerror(number)})" in capsys.readouterr().err
+  )
 
 
 def test_where_every_checkpoint_is_damaged_each_is_named(saved):
@@ -168,6 +200,14 @@ def test_a_full_disk_is_one_line_that_names_the_whole_checkpoints(saved, monkeyp
 
   monkeypatch.setattr(store, "_save", full)
   with pytest.raises(UsageError, match=r"No space left.*step 4.*Whole ones are there: 2, 3"):
+    store.save(state(4))
+
+
+def test_where_another_checkpoint_has_no_room_none_is_begun(saved, monkeypatch):
+  store = checkpoints.Checkpoints(saved)
+  monkeypatch.setattr(store, "_save", None)
+  monkeypatch.setattr(checkpoints.shutil, "disk_usage", lambda _: types.SimpleNamespace(free=0))
+  with pytest.raises(DiskFull, match="Whole ones are there: 2, 3"):
     store.save(state(4))
 
 

@@ -188,6 +188,14 @@ def test_all_cnn_c_for_eight_chips(mark, tmp_path):
   assert "It fits." in compile_lib.report(compiled)
 
 
+@pytest.mark.parametrize("mark", [pytest.param(0, marks=tpu)])
+def test_a_copy_of_what_is_evaluated_is_seen(mark):
+  """A batch of it is twice training's. The compiler turns the images of so thin a first layer."""
+  config = load("cifar10", "model_a", model__width=0.25)
+  (evaluation,) = compile_lib.compile(config, "v5e:1x1", ["evaluation"]).programs
+  assert [x.shapes[0].partition("{")[0] for x in evaluation.copies] == ["f32[256,32,32,3]"]
+
+
 @pytest.mark.parametrize("mark", [pytest.param(0, marks=gpu)])
 def test_all_cnn_c_for_a_gpu(mark):
   config = load("cifar10", "all_cnn_c,augment", train__dtype="bfloat16")

@@ -51,6 +51,8 @@ def test_json_keeps_every_value_and_type():
     ("dataset__augment", "graham", "scale of 'grey'"),
     ("graham__colour", (1.0, 2.0), "four numbers"),
     ("graham__skew", 1.0, "below 1"),
+    ("graham__shift", 10**12, "at most 1000"),
+    pytest.param("optimizer__learning_rate", 10**400, "a number from 0", id="no float"),
     ("stream__damaged", 1.5, "below 1"),
     ("model__width", math.inf, "above 0"),
     ("model__pool", "0.5", "p >= 1"),

@@ -219,3 +219,47 @@ def test_dfa_needs_an_output_of_classes(key):
   x = jnp.ones((1, 4, 4, 1))
   with pytest.raises(UsageError, match="one array"):
     learning_rules.create("dfa").init(net, net.init(key, x), x, 0)
+
+
+class Named(nn.Module):
+  """Three layers, of which the last has a name of its own."""
+
+  last: str
+
+  @nn.compact
+  def __call__(self, x):
+    for features in (6, 5):
+      x = nn.relu(nn.Dense(features)(x))
+    return nn.Dense(3, name=self.last)(x)
+
+
+@pytest.mark.parametrize("name", ["dfa", "dense_fa"])
+def test_a_layer_may_be_called_output(key, name):
+  x, net, rule = jax.random.normal(key, (4, 8)), Named("output"), learning_rules.create(name)
+  variables = rule.init(net, net.init(key, x), x, seed=2)
+  assert all(np.any(x["kernel"]) for x in slopes(rule, net, variables, x).values())
+  other = learning_rules.create({"dfa": "dense_fa", "dense_fa": "dfa"}[name])
+  with pytest.raises(UsageError, match="another rule"):
+    slopes(other, net, variables, x)
+
+
+def test_a_pool_of_weights_has_the_network_s_error_straight_at_its_output(key):
+  table = (
+    architectures.Conv(3, 2, 1, (1, 1)),
+    architectures.Pool("depthwise", 2, 2, (0, 0)),
+    architectures.Dense(3, relu=False),
+  )
+  net, rule, x = (
+    model.ConvNet(table),
+    learning_rules.create("dfa"),
+    jax.random.normal(key, (4, 4, 4, 1)),
+  )
+  variables = rule.init(net, net.init(jax.random.key(1), x), x, seed=2)
+  logits, seen = net.apply(variables, x, return_activations=True)
+  e = np.asarray(jax.nn.softmax(logits) - np.eye(3)[LABELS]) / len(x)
+  d = (e @ variables["feedback"]["pool1"]["output"]).reshape(4, 2, 2, 2)
+  windows = np.asarray(seen["conv1"]).reshape(4, 2, 2, 2, 2, 2)  # image, row, y, column, x, feature
+  expected = np.einsum("nrycxf,nrcf->yxf", windows, d)
+  found = slopes(rule, net, variables, x)
+  np.testing.assert_allclose(found["pool1"]["kernel"][:, :, 0], expected, rtol=1e-4, atol=1e-6)
+  assert np.any(found["conv1"]["kernel"])

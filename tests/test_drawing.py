@@ -73,3 +73,12 @@ def test_panels_side_by_side_with_the_same_curves_have_one_legend():
     x.any() for part in (blue[bottom:top], blue[lowest:]) for x in np.array_split(part, 4, 1)
   ]
   assert below == [True, False, True, False, True, False, False, False]
+
+
+def test_no_name_is_taken_for_mathematics():
+  """Not even one that would be none: a path may hold anything."""
+  curve = Curve("/data/$a_{$/x", np.arange(5.0), np.arange(5.0), np.zeros(5))
+  for curves in ([[curve]], [[curve], [curve._replace(label="$b^{$")]]):
+    panels = [Panel("a panel of $c_{$", "error, %", x) for x in curves]
+    drawn = drawing.draw(Chart("c", "A title with $d_{$", "A caption of $e_{$.", panels))
+    assert (drawn != 255).any()

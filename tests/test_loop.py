@@ -12,8 +12,8 @@ from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.data import preprocessing
 from allcnn_jax.errors import Busy, DiskFull, UsageError
-from allcnn_jax.training import evaluate, graphs, loop, parts, reporting
-from tests.runs import contents, evaluation, metrics, same, weights
+from allcnn_jax.training import evaluate, graphs, loop, parts, reporting, sources
+from tests.runs import contents, evaluation, metrics, same, saved, weights
 
 
 def test_it_learns_and_evaluation_agrees_with_the_log(tiny, tmp_path):
@@ -243,6 +243,29 @@ def test_a_line_of_the_log_that_waits_for_the_next_call_is_the_same(
     told[ahead] = (outcome, lines, evaluation(run)["status"])
   assert told[True] == told[False]
   assert len(told[True][1]) == (26 if rate == 0.05 else told[True][0].step - 1)
+
+
+def test_a_checkpoint_that_is_left_out_holds_up_no_call(tiny, tmp_path, monkeypatch):
+  tiny.train.steps, tiny.evaluate.every_steps, tiny.log.every_steps = 36, 36, 12
+  tiny.checkpoint.least_seconds = 1000.0
+  monkeypatch.setattr(loop, "runs_ahead", lambda: True)
+  done, told = [], []
+  advance, training = sources.Resident.advance, reporting.Reporter.training
+
+  def advanced(self, state, totals, step):
+    done.append(step + 1)
+    return advance(self, state, totals, step)
+
+  def tells(self, step, *rest, **named):
+    told.append((step, done[-1]))
+    return training(self, step, *rest, **named)
+
+  monkeypatch.setattr(sources.Resident, "advance", advanced)
+  monkeypatch.setattr(reporting.Reporter, "training", tells)
+  loop.train(tiny, tmp_path / "run")
+  assert saved(tmp_path / "run") == {12, 36}
+  # The line of step 24 is read while the step after it runs; the others wait for a checkpoint.
+  assert told == [(12, 12), (24, 25), (36, 36)]
 
 
 @pytest.mark.parametrize("ahead", [False, True])

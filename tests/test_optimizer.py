@@ -197,6 +197,6 @@ def test_nesterov_by_hand():
 
 
 def test_a_drop_beyond_all_steps_never_comes():
-  config = section(drops=(1, 1e300))
+  config = section(drops=(1, 1e308))
   rate = optimizer.schedule(config, steps_per_epoch=10**6, epochs=5)
   np.testing.assert_allclose([rate(0), rate(2 * 10**6), rate(2**31 - 2)], [0.1, 0.01, 0.01])

@@ -61,8 +61,9 @@ def test_a_maximum_goes_back_as_in_xla(x, layer, dtype):
   np.testing.assert_array_equal(moved, expected)
 
 
-def test_a_maximum_hides_no_nan(x):
-  layer = Pool("max", 3, 2, (0, 1))
+@pytest.mark.parametrize("kind", ["max", "2", "average"])
+def test_no_pool_hides_a_nan(x, kind):
+  layer = Pool(kind, 3, 2, (0, 1))
   x = x.at[0, 4, 4, 0].set(jnp.nan)
   plain = pool(x, layer)
   assert jnp.isnan(plain).any()

@@ -59,6 +59,7 @@ def test_a_folder_without_runs_is_refused(tmp_path):
     ("metrics.jsonl", b'{"step": 1, "train_error": "8.5"}\n'),
     ("metrics.jsonl", b'{"step": 1}\n{"step": "2"}\n'),
     ("metrics.jsonl", b'{"step": 1, \xff}\n'),
+    ("metrics.jsonl", b"[" * 100_000 + b"}"),
   ],
 )
 def test_a_damaged_file_of_a_run_is_one_line_that_names_it(tiny, tmp_path, name, content):
@@ -75,7 +76,9 @@ def test_a_damaged_record_is_one_line_that_names_it(tiny, tmp_path, part):
   whole = {"config": tiny.to_dict(), "metrics": [{"step": 1}], "evaluation": {}}
   (tmp_path / "a.json").write_text(json.dumps(whole))
   assert records.read(tmp_path)[0].metrics == [{"step": 1}]
-  for value in (3, [3], {"step": "x"}):
-    (tmp_path / "a.json").write_text(json.dumps(whole | {part: value}))
+  deep = "[" * 100_000
+  for value in (3, [3], {"step": "x"}, deep):
+    text = json.dumps(whole | {part: value})
+    (tmp_path / "a.json").write_text(text.replace(f'"{deep}"', deep))
     with pytest.raises(UsageError, match=r"a\.json is no record"):
       records.read(tmp_path)

@@ -88,3 +88,5 @@ def test_wrong_use_is_one_line():
     relu.under(jnp.tanh, "guided")
   with pytest.raises(UsageError, match="is no ReLU"):
     relu.under(jnp.abs, "guided")
+  with pytest.raises(UsageError, match="is no ReLU"):
+    relu.under(jax.nn.relu6, "guided")

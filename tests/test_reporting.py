@@ -22,22 +22,25 @@ def report(workdir, steps, start=0):
 
 
 def events(workdir):
-  """The scalars of all event files, read from their records without TensorFlow."""
+  """What is in all event files, read from their records without TensorFlow."""
   for path in sorted((workdir / "tensorboard").iterdir()):
     data, at = path.read_bytes(), 0
     while at < len(data):
       (length,) = struct.unpack_from("<Q", data, at)
-      event = event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
+      yield event_pb2.Event.FromString(data[at + 12 : at + 12 + length])
       at += 16 + length
-      for value in event.summary.value:
-        yield event.step, value.tag, value.simple_value
+
+
+def scalars(workdir):
+  """(step, name, value) of each number in them."""
+  return [(e.step, v.tag, v.simple_value) for e in events(workdir) for v in e.summary.value]
 
 
 def test_the_same_numbers_stand_in_both_files(tmp_path):
   report(tmp_path, [10, 20])
   written = [(x["step"], k, v) for x in metrics(tmp_path) for k, v in x.items()]
   numbers = {(s, k): v for s, k, v in written if k != "step" and not isinstance(v, str)}
-  seen = {(s, k): v for s, k, v in events(tmp_path)}
+  seen = {(s, k): v for s, k, v in scalars(tmp_path)}
   assert seen == pytest.approx(numbers, rel=1e-5)
   assert numbers[20, "train_loss"] == 1 / 20
   assert numbers[20, "eval_error"] == 25.0
@@ -49,6 +52,16 @@ def test_a_run_that_goes_on_drops_what_came_after_its_checkpoint(tmp_path):
     f.write('{"step": 40, "train_lo')  # killed in the middle of a line
   report(tmp_path, [30, 40], start=20)
   assert [x["step"] for x in metrics(tmp_path)] == [10, 20, 30, 40, 40]
+  # TensorBoard hides what the first wrote from this step on.
+  assert {x.step for x in events(tmp_path) if x.HasField("session_log")} == {1, 21}
+
+
+def test_a_run_that_begins_anew_writes_its_start_anew(tmp_path):
+  for _ in range(2):
+    reporter = Reporter(tmp_path, 0, 100, steps_per_epoch=10, batch_size=8)
+    reporter.alignment(0, {"error_angle/conv1": 90.0})
+    reporter.close()
+  assert [x["step"] for x in metrics(tmp_path)] == [0]
 
 
 def test_without_a_terminal_there_are_plain_lines(tmp_path, capsys):
@@ -102,7 +115,7 @@ def test_an_event_file_that_cannot_be_written_ends_and_the_run_goes_on(tmp_path,
       reporter.training(step, loss=1.0, error=50.0, learning_rate=0.1)
   reporter.close()
   assert [x["step"] for x in metrics(tmp_path)] == list(range(1, 30))
-  assert {step for step, *_ in events(tmp_path)} == {1, 2}
+  assert {step for step, *_ in scalars(tmp_path)} == {1, 2}
 
 
 def test_in_a_bucket_there_are_no_event_files(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -175,6 +176,12 @@ def test_a_run_too_large_for_the_device_breaks_itself_alone(declared, trainer, t
   assert go(declared, tmp_path / "s") == ("done", 1)
 
 
+def test_a_job_of_an_array_answers_for_its_own_unit_alone(declared, trainer, tmp_path):
+  trainer.outcomes = {"strided_cnn_a-colours-rate0.01-held_out": LARGE}
+  assert go(declared, tmp_path / "s", index=0) == ("done", 1)
+  assert go(declared, tmp_path / "s", index=1) == ("done", 0)
+
+
 def test_a_dead_or_diverged_rate_is_not_chosen(declared, trainer, tmp_path):
   trainer.outcomes = {
     "strided_cnn_a-colours-rate0.01-held_out": "dead",
@@ -275,7 +282,9 @@ def test_a_sweep_that_began_before_a_key_was_there_is_gone_on_with(declared, tra
   assert go(declared, tmp_path / "s") == ("done", 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"table": ""}'])
+@pytest.mark.parametrize(
+  "content", [b"", b"[]", b'{"table": ""}', b'{"table": "", "rates": [], "units": {"a": 3}}']
+)
 def test_a_damaged_sweep_is_one_line_and_stays_as_it_is(declared, trainer, tmp_path, content):
   (tmp_path / "s").mkdir()
   (tmp_path / "s" / sweep.FILE).write_bytes(content)
@@ -300,6 +309,14 @@ def test_jobs_of_an_array_that_begin_together_are_one_sweep(
   assert go(declared, tmp_path / "s", index=1) == ("done", 0)
 
 
+def test_where_a_job_was_killed_before_the_sweep_had_its_file_another_begins(
+  declared, trainer, tmp_path
+):
+  (tmp_path / "s").mkdir()
+  (tmp_path / "s" / f"{sweep.FILE}.0123abcd.writing").touch()
+  assert go(declared, tmp_path / "s", index=1) == ("done", 0)
+
+
 def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_path):
   for overrides, said in (
     ({"dataset.validation": 96}, "leaves none"),
@@ -317,6 +334,9 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
     ({"units": "all_cnn_a"}, "list or tuple, not 'all_cnn_a'"),
     ({"units": ["all_cnn_a"]}, "must be configs, not 'all_cnn_a'"),
     ({"seeds": 2.5}, "must be int, not 2.5"),
+    ({"seeds": 0}, "at least 1, not 0"),
+    ({"held_out": math.nan}, "a share below 1, not nan"),
+    ({"rates": (0.1234561, 0.1234562)}, "are called .*rate0.123456-held_out-seed0'"),
     ({"rates": (0.1, "fast")}, "not 'fast'"),
     ({"rates": (0.1, -1)}, "a number from 0"),
   ):

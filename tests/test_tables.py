@@ -173,11 +173,17 @@ def test_the_rate_is_said_with_those_that_it_was_chosen_from():
     for i, r in enumerate((0.1, 0.05))
   ]
   other = run(1.0, optimizer__learning_rate=0.01, dataset__validation=100, model__name="model_a")
-  made = tables.make([run(), *trials, other], "table3")
+  unlike = [
+    run(2.0, optimizer__learning_rate=0.25, dataset__validation=100, **{key: value})
+    for key, value in (("model__width", 0.5), ("train__epochs", 3))
+  ]
+  made = tables.make([run(), *trials, other, *unlike], "table3")
   (found,) = [x for x in made.lines if x.n]
   assert (found.rate, found.rates) == (0.05, (0.1, 0.05))
   assert found.error == 10.0  # not an error on held-out images
-  assert [(x.rate, x.error) for x in made.trials] == [(0.1, 20.0), (0.05, 21.0), (0.01, 1.0)]
+  assert {(x.rate, x.error) for x in made.trials} == {
+    *((0.1, 20.0), (0.05, 21.0), (0.01, 1.0), (0.25, 2.0))
+  }
 
 
 def test_a_printed_row_stays_when_nobody_measured_it():

@@ -157,6 +157,11 @@ def compile(
   sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
   lowered = _lowered(config, sizes, sharding.mesh(devices))
   images = config.train.batch_size // len(devices)
+
+  def rows(name: str) -> tuple[int, int]:
+    looked_at = evaluate.batch_size(config) // len(devices)
+    return looked_at if name == "evaluation" else images, sizes.train - config.dataset.validation
+
   compiled = Compiled(
     topology,
     len(devices),
@@ -164,7 +169,7 @@ def compile(
     target.memory,
     images,
     tuple(
-      _program(name, *lowered[name], target.kind, (images, sizes.train - config.dataset.validation))
+      _program(name, *lowered[name], target.kind, rows(name))
       for name in programs
       if name in lowered
     ),

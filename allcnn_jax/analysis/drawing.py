@@ -20,6 +20,8 @@ from allcnn_jax.analysis.sheet import Block, Picture, Row, Sheet
 
 DPI = 200
 _FONT = "DejaVu Sans"  # which comes with matplotlib
+# A class or a file may be called "$1": no mathematics in names.
+_LOOK = {"font.family": _FONT, "text.parse_math": False}
 # A sheet: pixels between pictures, and around the whole; points of its letters.
 _GAP, _MARGIN = 6, 24
 _SMALL, _TEXT, _TITLE = 6, 7, 11
@@ -146,13 +148,12 @@ class _Canvas:
 
   def image(self) -> UInt8[np.ndarray, "h w 3"]:
     height, width = self._pixels.shape[:2]
-    with matplotlib.rc_context({"font.family": _FONT}):
+    with matplotlib.rc_context(_LOOK):
       figure = Figure((width / DPI, height / DPI), dpi=DPI)
       canvas = FigureCanvasAgg(figure)
       figure.figimage(self._pixels, origin="upper")
       for x, y, text, style in self._texts:
-        # A class or a file may be called "$1": no mathematics in names.
-        figure.text(x / width, 1 - y / height, text, va="baseline", parse_math=False, **style)
+        figure.text(x / width, 1 - y / height, text, va="baseline", **style)
       canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
@@ -204,8 +205,7 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
   styles = (
     matplotlib.cycler(linestyle=["-", "--", ":"]) * matplotlib.rcParamsDefault["axes.prop_cycle"]
   )
-  look = {"font.size": _TEXT, "font.family": _FONT, "axes.prop_cycle": styles}
-  with matplotlib.rc_context(look):
+  with matplotlib.rc_context(_LOOK | {"font.size": _TEXT, "axes.prop_cycle": styles}):
     figure = Figure((width, whole), dpi=DPI, layout="constrained")
     canvas = FigureCanvasAgg(figure)
     free = (legend + below) / whole
@@ -225,7 +225,7 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
       lines = grid.flat[0].get_legend_handles_labels()
       place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / whole)}
       figure.legend(*lines, ncols=abreast, frameon=False, **place)
-    figure.text(0.01, 0.01, "\n".join(caption), color="#444", va="bottom", parse_math=False)
+    figure.text(0.01, 0.01, "\n".join(caption), color="#444", va="bottom")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 

@@ -104,7 +104,7 @@ def figure2(request: Request) -> Sheet:
     blocks.append(Block(f"{layer}, {len(pictures)} filters, {side}", rows))
   caption = (
     "One unit is set and sent back by the deconvnet to the patch that it sees; no image has a "
-    f"part in it. Numbers of filters at the left. {sheet.SCALING}"
+    f"part in it. Numbers of filters at the left. {sheet.scaling()}"
   )
   name = "figure2" + (f"_{request.layer}" if request.layer else "")
   return Sheet(name, "What the filters of the first layers stand for", caption, blocks, 1, arrays)
@@ -175,7 +175,7 @@ def figure3(request: Request) -> Sheet:
     f"{shape[2]} pixels that the unit sees, its activation below; each was replayed with all else "
     f"blanked, and activates the unit as before (largest difference: {worst:.1g} of the largest "
     f"activation). "
-    f"{sheet.SCALING} {randomization.CAPTION}"
+    f"{sheet.scaling()} {randomization.CAPTION}"
   )
   title = f"What activates {layer} of {subject.trained.config.model.name} most"
   return Sheet(f"figure3_{layer}", title, caption, blocks, 2, arrays)

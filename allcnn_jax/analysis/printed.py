@@ -137,6 +137,7 @@ COMPARED = "rates were compared by test error, on seed 0"  # of FAST
 def _fast(printed: Row, data: Keys) -> Row:
   """Of `configs/cifar10_fast.py`, beside what the paper has there after 350 epochs."""
   keys = {"rule.name": "bp", "optimizer.name": "muon", "model.name": "all_cnn_c"}
+  keys |= {"model.width": 1.0, "model.head": "conv"}
   return Row("All-CNN-C by Muon", printed.data, printed.error, keys | data, _WHOLE)
 
 

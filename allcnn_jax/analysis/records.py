@@ -206,7 +206,7 @@ def _of_file(path: epath.Path) -> Record:
       files.checked(values["evaluation"], evaluate.NEEDED)
     kept = {k: v for k, v in values.items() if k not in needed}
     return Record(config, metrics, values["evaluation"], _machine(kept), path.stem)
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UsageError(f"{path} is no record of a run: {error}") from None
 
 

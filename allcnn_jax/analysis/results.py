@@ -98,14 +98,14 @@ def _fast(runs: list[records.Record]) -> list[str]:
 
 
 def _on_cifar100(runs: list[records.Record]) -> list[str]:
-  """The recipe's best on the set for which none of its values was chosen."""
+  """The recipe on the set for which none of its values was chosen: of its lengths the one that was run most often, or the longest."""
   found = [x for x in tables.fill((printed.FAST_100,), runs) if x.error is not None]
   if not found:
     return []
-  best, row = min(found, key=lambda x: x.error), printed.FAST_100
+  most, row = max(found, key=lambda x: (x.n, x.epoch)), printed.FAST_100
   return [
-    f"On {row.data}, for which nothing in it was chosen, it has {_measured(best)} after {best.epoch:g} epochs "
-    f"(n={best.n}; its training steps took {_time(best)}); the paper has {row.error:g} % after 350."
+    f"On {row.data}, for which nothing in it was chosen, it has {_measured(most)} after {most.epoch:g} epochs "
+    f"(n={most.n}; its training steps took {_time(most)}); the paper has {row.error:g} % after 350."
   ]
 
 

@@ -8,11 +8,6 @@ from jaxtyping import Float, UInt8
 
 Picture = UInt8[np.ndarray, "h w 3"]
 
-SCALING = (
-  "Grey is zero; white and black are plus and minus the number at the end of the row, the 99.5th "
-  "percentile of its absolute values."
-)
-
 
 class Row(NamedTuple):
   """Pictures side by side.
@@ -58,6 +53,14 @@ class Sheet(NamedTuple):
   blocks: Sequence[Block]
   columns: int
   arrays: dict[str, Any]
+
+
+def scaling(where: str = "at the end of the row") -> str:
+  """How to read pictures of `signed`, whose scale, as `scale_of` has it, stands somewhere."""
+  return (
+    f"Grey is zero; white and black are plus and minus the number {where}, the 99.5th percentile of "
+    "the absolute values that are not zero."
+  )
 
 
 def scale_of(pictures: Float[np.ndarray, "n h w c"]) -> float:

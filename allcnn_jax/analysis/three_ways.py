@@ -82,7 +82,7 @@ def _three_ways(
   question = "the class score" if layer == saliency.LOGITS else f"the largest activation of {layer}"
   caption = (
     f"Which pixels speak for {question} in each image: the unit above each column, the predicted "
-    f"class below its image. {sheet.SCALING} {randomization.CAPTION}"
+    f"class below its image. {sheet.scaling()} {randomization.CAPTION}"
   )
   if request.layer:
     name = f"{name}_{layer}"
@@ -118,8 +118,7 @@ def photos(request: Request) -> Sheet:
     blocks.append(Block(f"{path.rsplit('/', 1)[-1]}: {best}; {unit}", rows))
   caption = (
     f"Which pixels speak for {'the predicted class' if layer == saliency.LOGITS else layer}. "
-    "Grey is zero; white and black are plus and minus the number below a picture, the 99.5th "
-    f"percentile of its absolute values. {randomization.CAPTION}"
+    f"{sheet.scaling('below a picture')} {randomization.CAPTION}"
   )
   title = f"Three ways back in {subject.trained.config.model.name}"
   return Sheet("input", title, caption, blocks, min(len(blocks), 2), arrays)

@@ -74,6 +74,6 @@ def p_norm_pool(
   """
   f = jnp.stack(_views(jnp.abs(x), layer, outside=0))  # (window * window, N, h2, w2, c)
   m = jax.lax.stop_gradient(f.max(axis=0, keepdims=True))
-  alive = m > 0
+  alive = m != 0  # where it is no number, the norm is none
   total = jnp.sum((f / jnp.where(alive, m, 1)) ** p, axis=0, keepdims=True)
   return jnp.where(alive, m * jnp.where(alive, total, 1) ** (1 / p), 0)[0]

@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float
 from allcnn_jax.errors import UsageError, unknown
 
 RULES = ("backprop", "deconvnet", "guided")
+_FAR = 1e4  # beyond where other activations, such as ReLU6, bend
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
@@ -89,9 +90,9 @@ def under(act, rule: str):
   if rule not in RULES:
     raise unknown("ReLU rule", rule, RULES)
   with jax.ensure_compile_time_eval():
-    probe = np.asarray(act(jnp.array([-2.0, -1.0, 1.0, 2.0])))
+    probe = np.asarray(act(jnp.array([-_FAR, -1.0, 1.0, _FAR])))
   leak = -float(probe[1])
   # A ReLU is the identity above zero and a multiple of it below, of the same sign.
-  if leak < 0 or not np.allclose(probe, [-2 * leak, -leak, 1, 2]):
+  if leak < 0 or not np.allclose(probe, [-_FAR * leak, -leak, 1, _FAR]):
     raise UsageError(f"The activation {act} is no ReLU: guided ways back are defined for ReLUs.")
   return functools.partial(relu, rule=rule, leak=leak)

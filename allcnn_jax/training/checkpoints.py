@@ -12,7 +12,6 @@ import json
 import logging
 import pathlib
 import shutil
-import sys
 import zlib
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -23,9 +22,17 @@ from etils import epath
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from allcnn_jax import files
+from allcnn_jax import files, terminal
 from allcnn_jax.data import preprocessing
-from allcnn_jax.errors import DiskFull, UsageError, is_full, is_memory, is_passing, unknown
+from allcnn_jax.errors import (
+  DiskFull,
+  UsageError,
+  is_denied,
+  is_full,
+  is_memory,
+  is_passing,
+  unknown,
+)
 from allcnn_jax.nets import model
 from allcnn_jax.training import layout, parts, sharding, weights
 from allcnn_jax.training.step import TrainState
@@ -165,7 +172,7 @@ class Checkpoints:
           damage.append(str(error))
           continue
         if damage and sharding.is_first():
-          print(f"{' '.join(damage)} That of step {candidate} is used.", file=sys.stderr)
+          terminal.warn(f"{' '.join(damage)} That of step {candidate} is used.")
         return state
       damage.append(f"The checkpoint {place} is damaged: {found}.")
     others = ", ".join(str(s) for s in steps if s != step and step is not None)
@@ -308,7 +315,17 @@ def _files(place: epath.Path) -> Iterator[epath.Path]:
 
 
 def _damage(place: epath.Path) -> str:
-  """What is wrong with the files of a checkpoint, or "".
+  """What is wrong with the files of a checkpoint, or ""."""
+  try:
+    return _changed(place)
+  except OSError as error:  # as of a bad block, or of a run that deletes it meanwhile
+    if is_denied(error):
+      raise
+    return f"its files cannot be read ({error.strerror or error})"
+
+
+def _changed(place: epath.Path) -> str:
+  """Which file of a checkpoint is not as its checksum says, or "".
 
   A run that was killed between the last file and the checksums left none: then what Orbax has
   renamed counts as whole.

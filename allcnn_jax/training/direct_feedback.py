@@ -126,7 +126,8 @@ def apply(
 
 
 def _name(path: tuple[str, ...]) -> str:
-  return ".".join(path)
+  """What a matrix from a layer is called: never as the one from a network's output is."""
+  return "output." if path == (_OUTPUT,) else ".".join(path)
 
 
 def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:

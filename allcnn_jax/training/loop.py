@@ -189,6 +189,7 @@ class _Run:
       stop = self.asked_to_stop()
       log, look, save, measure = (step % every == 0 or step == self.total for every in periods)
       measure = measure and measures
+      save = save and (step == self.total or self._has_waited(saved))
       log = log or stop  # what stands in no checkpoint
       waits = look or save or measure or stop
       if log or waits:
@@ -202,7 +203,6 @@ class _Run:
         scores = self._evaluate(report, step)
       if measure:
         self._measure(report, step)
-      save = save and (step == self.total or self._has_waited(saved))
       if save or stop:
         if not step_lib.all_finite(self.state.variables):
           return self._diverged(report, step)

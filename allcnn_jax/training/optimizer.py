@@ -86,7 +86,7 @@ def schedule(
   if config.schedule == "triangle":
     after = optax.linear_schedule(config.learning_rate, 0.0, total - top)
   else:
-    steps = [min(round(epoch * steps_per_epoch), _NEVER) - top for epoch in config.drops]
+    steps = [round(min(epoch * steps_per_epoch, _NEVER)) - top for epoch in config.drops]
     drops = {step: config.drop_factor ** -steps.count(step) for step in steps}
     after = optax.piecewise_constant_schedule(config.learning_rate, drops)
   up = optax.linear_schedule(0.0, config.learning_rate, top)

@@ -188,7 +188,7 @@ def read(workdir: epath.PathLike) -> list[dict[str, Any]]:
     if text.endswith(b"}"):  # one may be cut by a kill
       try:
         found.append(checked(json.loads(text)))
-      except ValueError as error:
+      except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is damaged ({error}): remove its line {i}.") from None
   return found
 

@@ -7,7 +7,6 @@ over them, and XLA sums the gradients.
 import contextlib
 import itertools
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -17,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
+from allcnn_jax import terminal
 from allcnn_jax.errors import UsageError, is_memory
 
 _AXIS = "data"
@@ -65,11 +65,9 @@ def job() -> Iterator[None]:
   except jax.errors.JaxRuntimeError as error:
     if not joined() or is_memory(error):
       raise
-    print(
+    terminal.warn(
       f"launch.py: process {jax.process_index()} has lost the others, one of which has died, or has failed itself "
-      f"({str(error).splitlines()[0][:200]}). Start again: the run goes on from its last checkpoint.",
-      file=sys.stderr,
-      flush=True,
+      f"({str(error).splitlines()[0][:200]}). Start again: the run goes on from its last checkpoint."
     )
     os._exit(_START_AGAIN)  # the usual way out waits for the others
 

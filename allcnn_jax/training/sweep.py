@@ -118,9 +118,12 @@ def plan(declared: Any, overrides: Mapping[str, Any], seeds: int | None = None) 
       raise UsageError("dataset.validation=0: rates are chosen on held-out images; hold some out.")
   count = declared["seeds"] if seeds is None else seeds
   made = Plan(units, rates, held_out, count, declared["table"])
+  runs: dict[str, ml_collections.ConfigDict] = {}
   for name, config in units.items():
     for run in made.trials(name) + made.finals(name, config.optimizer.learning_rate):
       config_lib.check(run.config)
+      if runs.setdefault(run.name, run.config).to_dict() != run.config.to_dict():
+        raise UsageError(f"Two runs of the sweep are called {run.name!r}: two rates are too near.")
   return made
 
 
@@ -147,6 +150,10 @@ def _complete(declared: Any) -> dict[str, Any]:
   for rate in declared["rates"]:
     if not isinstance(rate, int | float):
       raise UsageError(f"rates of a sweep must be numbers, not {rate!r}.")
+  if not 0 <= declared["held_out"] < 1:
+    raise UsageError(f"held_out of a sweep is a share below 1, not {declared['held_out']!r}.")
+  if declared["seeds"] < 1:
+    raise UsageError(f"seeds of a sweep must be at least 1, not {declared['seeds']!r}.")
   for key in declared["names"]:
     if key not in config_lib.KEYS:
       raise unknown("config key in names", key, config_lib.KEYS)
@@ -383,7 +390,12 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     UsageError: it is damaged.
   """
   path = epath.Path(workdir) / FILE
-  return files.read_json(path, {"table": str, "rates": list, "units": dict})
+  values = files.read_json(path, {"table": str, "rates": list, "units": dict})
+  try:
+    files.checked(values["units"], dict.fromkeys(values["units"], dict))
+  except ValueError as error:
+    raise UsageError(f"{path} is damaged: {error}.") from None
+  return values
 
 
 def _fixed(values: dict[str, Any]) -> dict[str, Any]:
