@@ -14,7 +14,7 @@ import ml_collections
 
 from allcnn_jax import files
 from allcnn_jax.data import augmentation, preprocessing
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax.errors import Parser, UsageError, one_line, unknown
 from allcnn_jax.nets import architectures, feedback, model
 from allcnn_jax.training import learning_rules, optimizer
 
@@ -206,7 +206,7 @@ KEYS: dict[str, Key] = {
   "rule.feedback_init": _one_of(
     "fan_out",
     feedback.INITIALIZERS,
-    "feedback weights of variance 1/n_out, of variance 1/n_in as the forward ones, or 0.05^2",
+    "feedback weights of variance 1/n_out, of variance 1/n_in, or 0.05^2",
   ).where("rule.name", *_rules(lambda rule: rule.draws or rule.direct)),
   "rule.freeze_at": _number(
     0.05, "after which share of `train.epochs` the rule freezes the signs", below=1.0
@@ -397,4 +397,6 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
-  print(markdown())
+  with one_line("config"):
+    Parser(description=markdown.__doc__).parse_args()
+    print(markdown())

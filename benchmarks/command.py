@@ -26,6 +26,13 @@ def positive(text: str) -> int:
   return int(text)
 
 
+def natural(text: str) -> int:
+  """The same where there may be none."""
+  if int(text) < 0:
+    raise argparse.ArgumentTypeError(f"{text} is below 0.")
+  return int(text)
+
+
 def config(
   get_config: Callable[[str], ml_collections.ConfigDict], argument: str
 ) -> ml_collections.ConfigDict:

@@ -113,7 +113,9 @@ def main():
   parser.add_argument(
     "--cores", type=command.positive, default=1, help="the first cores of the machine"
   )
-  parser.add_argument("--workers", type=int, default=0, help="as the key stream.workers")
+  parser.add_argument(
+    "--workers", type=command.natural, default=0, help="as the key stream.workers"
+  )
   parser.add_argument("--rounds", type=command.positive, default=10)
   parser.add_argument("--batches", type=command.positive, default=10, help="a round")
   parser.add_argument(

@@ -9,6 +9,7 @@ makers' data sheets, and the share of its peak that a chip reaches is assumed.
 import math
 from typing import NamedTuple
 
+from allcnn_jax.errors import Parser, one_line
 from allcnn_jax.nets import architectures
 
 SHARE_OF_PEAK = 0.3
@@ -185,6 +186,7 @@ def breaks_first(job: Job, machine: Machine) -> str:
 
 def main() -> None:
   """Prints the page."""
+  Parser(description=__doc__.splitlines()[0]).parse_args()
   print("# What limits a run on many devices, on paper\n")
   print(
     "Made by `python -m benchmarks.scaling`. **Nothing on this page is measured.** A chip is assumed to reach "
@@ -216,4 +218,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-  main()
+  with one_line("benchmarks.scaling"):
+    main()

@@ -52,7 +52,18 @@ def data():
   random = np.random.default_rng(0)
   labels = np.arange(EXAMPLES, dtype=np.int32) % 5
   images = random.integers(-9, 9, (EXAMPLES, *SIZE, 3)) + 3 * labels[:, None, None, None]
-  return sharding.replicate(step_lib.Stored.of(images.astype(np.float32) / 8, labels))
+  stored = sharding.replicate(step_lib.Stored.of(images.astype(np.float32) / 8, labels))
+  assert stored.rows.addressable_shards[0].data.shape == stored.rows.shape
+  return stored
+
+
+def of_processes():
+  """A batch of which each process has had rows of its own."""
+  index, count = sharding.process()
+  rows = np.arange(BATCH * 3).reshape(BATCH, 3)
+  whole = sharding.from_process(np.split(rows, count)[index])
+  assert whole.addressable_shards[0].data.shape == (BATCH // jax.device_count(), 3)
+  return jax.jit(lambda x: x, out_shardings=sharding.replicated(sharding.mesh()))(whole)
 
 
 def begin(recipe):
@@ -61,7 +72,7 @@ def begin(recipe):
 
 
 def integers(recipe, images):
-  """Orders of images, one batch of pixels after augmentation, one mask of dropout."""
+  """A batch as its processes have it, orders of images, one batch of pixels after augmentation, one mask of dropout."""
   place = sharding.replicated(sharding.mesh())
   order = step_lib.epoch_order(SEED, 3, EXAMPLES)
   batch = jax.jit(step_lib.batch_at, out_shardings=place)(recipe, images, order, 2)
@@ -73,6 +84,7 @@ def integers(recipe, images):
     return Dropout(0.5, deterministic=False).apply({}, x, rngs=rngs)
 
   return {
+    "rows": of_processes(),
     "order": order,
     "augmented": batch.images,
     "labels": batch.labels,

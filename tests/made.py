@@ -38,7 +38,7 @@ def of_all_cnn_c(error=10.0, status="ok", step=None, machine=None, **keys):
   error = None if status == "diverged" else error
   evaluation = {"error": error, "status": status, "step": step or total, "split": "test"}
   if status != "diverged":
-    metrics.append({"step": total, "split": "test", "eval_error": error})
+    metrics.append({"step": step or total, "split": "test", "eval_error": error})
   return Record(config, metrics, evaluation, machine or {}, "")
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from allcnn_jax.errors import one_line
 from benchmarks import compare, learning_rules, precision, saliency, scaling, table3, warp
+from benchmarks import input as stream
 from tests.processes import ROOT
 
 
@@ -146,6 +147,8 @@ def test_a_comparison_that_cannot_be_is_refused_before_it_begins(word, monkeypat
     (compare, ["--python=nobody", "--way=two graphs"], "'two graphs'"),
     (table3, ["--width=0"], "model.width=0.0"),
     (saliency, ["--layer=conv99"], "Unknown layer 'conv99'"),
+    (scaling, ["more"], "unrecognized arguments: more"),
+    (stream, ["--workers=-1"], "-1 is below 0"),
   ],
 )
 def test_a_wrong_value_is_refused_before_anything_is_measured(
@@ -160,7 +163,8 @@ def test_a_wrong_value_is_refused_before_anything_is_measured(
   assert told.count("\n") == 1
 
 
-def test_the_page_on_scaling_is_the_one_that_is_printed(capsys):
+def test_the_page_on_scaling_is_the_one_that_is_printed(capsys, monkeypatch):
+  monkeypatch.setattr(sys, "argv", ["x"])
   scaling.main()
   assert (ROOT / "results" / "SCALING.md").read_text() == capsys.readouterr().out
 

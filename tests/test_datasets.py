@@ -108,6 +108,8 @@ def test_other_arrays_are_refused(tmp_path, changes, said):
     ("npz:nowhere.npz", "test", IMAGE, "no such file"),
     ("no_such_set", "train", IMAGE, "Unknown dataset"),
     ("cifar100", "train", IMAGE, "download_and_prepare"),
+    ("mnist_corrupted/identity", "train", IMAGE, "mnist_corrupted/identity'.*download_and_prepare"),
+    ("imdb_reviews", "train", IMAGE, "no set of classified images"),
   ],
 )
 def test_what_cannot_be_had_is_one_line(tmp_path, name, split, image, said):
@@ -115,6 +117,11 @@ def test_what_cannot_be_had_is_one_line(tmp_path, name, split, image, said):
     datasets.load(name, split, image, data_dir=str(tmp_path))
   assert "\n" not in str(error.value)
   assert not any(tmp_path.iterdir())
+
+
+def test_a_set_that_is_in_memory_is_no_stream():
+  with pytest.raises(UsageError, match="digits is held in memory"):
+    datasets.Records("digits", "train", 0, "")
 
 
 def test_holding_out_everything_is_refused():

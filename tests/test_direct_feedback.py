@@ -233,9 +233,10 @@ class Named(nn.Module):
     return nn.Dense(3, name=self.last)(x)
 
 
+@pytest.mark.parametrize("last", ["output", "kernel"])
 @pytest.mark.parametrize("name", ["dfa", "dense_fa"])
-def test_a_layer_may_be_called_output(key, name):
-  x, net, rule = jax.random.normal(key, (4, 8)), Named("output"), learning_rules.create(name)
+def test_a_layer_may_have_any_name(key, name, last):
+  x, net, rule = jax.random.normal(key, (4, 8)), Named(last), learning_rules.create(name)
   variables = rule.init(net, net.init(key, x), x, seed=2)
   assert all(np.any(x["kernel"]) for x in slopes(rule, net, variables, x).values())
   other = learning_rules.create({"dfa": "dense_fa", "dense_fa": "dfa"}[name])
@@ -263,3 +264,35 @@ def test_a_pool_of_weights_has_the_network_s_error_straight_at_its_output(key):
   found = slopes(rule, net, variables, x)
   np.testing.assert_allclose(found["pool1"]["kernel"][:, :, 0], expected, rtol=1e-4, atol=1e-6)
   assert np.any(found["conv1"]["kernel"])
+
+
+@pytest.mark.parametrize(("name", "source"), [("dfa", "output"), ("dense_fa", "layers_4")])
+def test_a_matrix_s_variance_is_one_over_the_values_at_its_source(key, name, source):
+  net = nn.Sequential([nn.Dense(300), nn.relu, nn.Dense(200), nn.relu, nn.Dense(50)])
+  x = jnp.ones((2, 8))
+  variables = learning_rules.create(name).init(net, net.init(key, x), x, seed=2)
+  b = variables["feedback"]["layers_0"][source]
+  assert b.shape == (50, 300)
+  np.testing.assert_allclose(50 * b.var(), 1, rtol=0.1)
+
+
+class Regularised(nn.Module):
+  """A network that must be told whether it trains."""
+
+  @nn.compact
+  def __call__(self, x, train):
+    for features in (6, 5):
+      x = nn.Dropout(0.5, deterministic=not train)(nn.relu(nn.Dense(features)(x)))
+    return nn.Dense(3)(x)
+
+
+@pytest.mark.parametrize("name", ["bp", "fa", "dfa", "dense_fa"])
+def test_a_network_is_begun_with_what_it_must_be_told(key, name):
+  x, net, rule = jax.random.normal(key, (4, 8)), Regularised(), learning_rules.create(name)
+  variables = rule.init(net, net.init(key, x, train=False), x, seed=2, train=False)
+
+  def loss(params):
+    given = {**variables, "params": params}
+    return (rule.apply(net, given, x, train=True, rngs={"dropout": key}) ** 2).sum()
+
+  assert all(np.any(x["kernel"]) for x in jax.grad(loss)(variables["params"]).values())

@@ -195,3 +195,11 @@ def test_a_layer_without_feedback_weights_is_named(key):
 def test_an_unknown_initializer_is_refused(key):
   with pytest.raises(UsageError, match="Did you mean 'fan_out'"):
     feedback.draw(key, (2, 2), 2, 2, "fan_ou")
+
+
+def test_a_depthwise_layer_s_inputs_go_into_its_own_outputs_alone(key):
+  """As a pool of weights has it: 2 x 2 of its channel, whatever the number of channels."""
+  net = nn.Conv(6, (2, 2), strides=(2, 2), feature_group_count=6)
+  x = jnp.ones((1, 8, 8, 6))
+  (layer,) = feedback.layers(net, net.init(key, x), x)
+  assert (layer.n_out, layer.n_in) == (4, 4)

@@ -344,7 +344,17 @@ def test_wrong_rules_are_refused_before_anything_is_written(tiny, tmp_path):
 
 def test_backpropagation_keeps_nothing_and_changes_nothing(net, variables, x):
   rule = learning_rules.RULES["bp"]
-  assert rule.init(net, variables, x, 0).keys() == {"params"}
+  other = learning_rules.create("fa_usf_const", tracks_signs=True).init(net, variables, x, 0)
+  assert other.keys() == {"params", "norms", "signs"}
+  for given in (variables, other):
+    assert rule.init(net, given, x, 0).keys() == {"params"}
   ours = jax.make_jaxpr(lambda v: rule.apply(net, v, x))(variables)
   assert str(ours) == str(jax.make_jaxpr(lambda v: net.apply(v, x))(variables))
   assert dataclasses.replace(rule, name="x").extra_loss(variables) == 0
+
+
+def test_feedback_weights_that_do_not_fit_are_drawn_anew(net, variables, x):
+  rule = learning_rules.create("fa")
+  expected = rule.init(net, variables, x, 0)
+  other = {**expected["feedback"], "conv1": {"kernel": jnp.zeros((5, 5, 3, 7))}}
+  same(rule.init(net, {**variables, "feedback": other}, x, 0), expected)

@@ -446,7 +446,7 @@ def test_a_folder_with_other_things_in_it_is_refused(tiny, tmp_path):
 
 def test_what_a_start_that_was_killed_left_is_no_obstacle(tiny, tmp_path):
   (tmp_path / "run").mkdir()
-  for name in (".lock", "config.json.0123abcd.writing"):
+  for name in (".lock", "config.json.0123abcd.writing", "figures"):
     (tmp_path / "run" / name).touch()
   tiny.train.steps = 1
   assert loop.train(tiny, tmp_path / "run").step == 1

@@ -185,9 +185,10 @@ def test_a_warm_up_delays_no_drop():
   np.testing.assert_allclose(rates, [0, 0.025, 0.05, 0.075] + [0.1] * 6 + [0.01] * 2, rtol=1e-5)
 
 
-def test_nesterov_by_hand():
-  """Gradient w: v <- m v + g, w <- w - r (g + m v), twice."""
-  values = {"nesterov": True, "velocity": "optax", "weight_decay": 0.0, "drops": ()}
+@pytest.mark.parametrize("velocity", ["caffe", "optax"])
+def test_nesterov_by_hand(velocity):
+  """Gradient w: v <- m v + g, w <- w - r (g + m v), twice. Both orders are one at one rate."""
+  values = {"nesterov": True, "velocity": velocity, "weight_decay": 0.0, "drops": ()}
   w, v, trace = 1.0, 0.0, []
   for _ in range(2):
     v = 0.9 * v + w
@@ -200,3 +201,26 @@ def test_a_drop_beyond_all_steps_never_comes():
   config = section(drops=(1, 1e308))
   rate = optimizer.schedule(config, steps_per_epoch=10**6, epochs=5)
   np.testing.assert_allclose([rate(0), rate(2 * 10**6), rate(2**31 - 2)], [0.1, 0.01, 0.01])
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "muon"])
+def test_every_optimizer_is_given_what_was_clipped(key, name):
+  """Of two gradients the second is a hundred times the norm, which Adam and Muon alone would hide."""
+  params = {"conv1": {"kernel": jax.random.normal(key, (3, 3, 2, 4)), "bias": jnp.ones(4)}}
+  first = jax.tree.map(lambda x: x / optax.tree.norm(params), params)
+  second = jax.tree.map(lambda x: jnp.flip(100 * x), first)
+
+  def moved(clip_norm, gradients):
+    config = section(name=name, clip_norm=clip_norm, weight_decay=0.0)
+    tx = optimizer.create(config, 3, epochs=5)
+    state = tx.init(params)
+    for gradient in gradients:
+      updates, state = tx.update(gradient, state, params)
+    return updates
+
+  by_hand = [first, jax.tree.map(lambda x: x / 100, second)]
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+    moved(1.0, [first, second]),
+    moved(0.0, by_hand),
+  )

@@ -78,8 +78,19 @@ def test_only_a_tpu_goes_back_by_selecting_and_scattering(x, platform, slow):
 
 
 def test_a_norm_of_infinity_is_the_maximum():
-  infinite, largest = (architectures.resolve("model_c", 10, pool=p) for p in ("inf", "max"))
-  assert infinite == largest
+  infinite, huge, largest, large = (
+    architectures.resolve("model_c", 10, pool=p) for p in ("inf", "2e9", "max", "1e8")
+  )
+  assert infinite == huge == largest != large
+
+
+def test_the_largest_norm_is_the_maximum_but_for_its_last_digit(x):
+  norm, largest = (
+    jax.jit(jax.value_and_grad(lambda x, p=p: pool(x, Pool(p, 3, 2, (0, 1))).sum()))(jnp.abs(x))
+    for p in ("1e8", "max")
+  )
+  np.testing.assert_allclose(norm[0], largest[0], rtol=1e-6)
+  assert jnp.isfinite(norm[1]).all()
 
 
 def test_large_p_and_large_values_do_not_overflow(x):

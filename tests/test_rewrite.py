@@ -81,6 +81,32 @@ def test_zeros_that_come_from_outside_a_loop_are_seen_in_it():
   np.testing.assert_array_equal(pull(rewrite.with_relu_rule(fn, "guided")), pull(guided))
 
 
+def test_zeros_that_come_from_outside_a_branch_are_seen_in_it():
+  def fn(x):
+    zeros = jnp.zeros_like(x)
+    return lax.cond(x.sum() > -1e9, lambda x: lax.max(x, zeros), lambda x: x, x)
+
+  np.testing.assert_array_equal(pull(rewrite.with_relu_rule(fn, "guided")), pull(guided))
+
+
+LARGEST_SO_FAR = {
+  "scan": lambda x: lax.scan(lambda c, v: (jnp.maximum(c, v), None), jnp.zeros_like(x[0]), x)[0],
+  "while": lambda x: lax.while_loop(
+    lambda c: c[1] < len(x),
+    lambda c: (jnp.maximum(c[0], x[c[1]]), c[1] + 1),
+    (jnp.zeros_like(x[0]), 0),
+  )[0],
+}
+
+
+@pytest.mark.parametrize("loop", LARGEST_SO_FAR)
+def test_zeros_that_a_loop_only_begins_with_make_no_relu(loop):
+  fn = LARGEST_SO_FAR[loop]
+  with pytest.warns(UserWarning, match="max of two arrays"):
+    found = rewrite.with_relu_rule(fn, "guided")(X)
+  np.testing.assert_array_equal(found, fn(X))
+
+
 def test_while_runs_forward():
   def fn(x):
     return lax.while_loop(lambda c: c.sum() > 5, lambda c: jax.nn.relu(c) / 2, x + 3)

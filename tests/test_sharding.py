@@ -111,6 +111,17 @@ def test_a_process_that_loses_the_others_says_so_and_asks_to_be_started_again(lo
   assert said.count("\n") == 1
 
 
+def test_too_little_memory_is_no_loss_of_the_others(lost):
+  with pytest.raises(jax.errors.JaxRuntimeError, match="EXHAUSTED"), sharding.job():
+    raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+
+def test_a_process_by_itself_has_no_others_to_lose(lost, monkeypatch):
+  monkeypatch.setattr(sharding, "joined", lambda: False)
+  with pytest.raises(jax.errors.JaxRuntimeError, match="reset by peer"), sharding.job():
+    raise jax.errors.JaxRuntimeError("Connection reset by peer")
+
+
 def test_wrong_use_within_a_job_stays_wrong_use(lost):
   with pytest.raises(UsageError, match="so"), sharding.job():
     raise UsageError("so")

@@ -38,6 +38,16 @@ def test_an_evaluation_has_every_image_once(tiny, batch_size, views):
   assert len(images_of(batches)) == 50
 
 
+def test_each_batch_of_views_is_augmented_in_its_own_way(tiny, tmp_path):
+  images = np.repeat(parts.read_images(tiny, "test").images[:1], 16, axis=0)
+  labels = np.zeros(16, int)
+  path = tmp_path / "same.npz"
+  np.savez(path, train_images=images, train_labels=labels, test_images=images, test_labels=labels)
+  tiny.dataset.name, tiny.dataset.augment = f"npz:{path}", "shift_flip"
+  one, other = (np.asarray(batch.views[0]) for batch in opened(tiny).evaluation(8, 1))
+  assert not np.array_equal(one, other)
+
+
 def test_views_are_augmented_and_the_image_itself_is_not(tiny):
   tiny.dataset.augment = "graham"
   tiny.dataset.preprocessing = "grey"

@@ -82,8 +82,10 @@ def test_dead_diverged_and_unfinished_runs_are_counted_apart():
   assert "90.0" not in text
 
 
-@pytest.mark.parametrize("change", [{"split": "train"}, {"dataset": "mnist"}, {"views": 12}])
-def test_an_error_on_other_images_is_not_the_run_s(change):
+@pytest.mark.parametrize(
+  "change", [{"split": "train"}, {"dataset": "mnist"}, {"views": 12}, {"step": 390}]
+)
+def test_an_error_on_other_images_or_at_another_step_is_not_the_run_s(change):
   runs = [run(8.0, seed=i) for i in (0, 1)]
   runs[1].evaluation.update(change)
   found = line(runs, "All-CNN-C")

@@ -91,5 +91,14 @@ def test_photos_of_any_size_side_by_side(strided, photo, tmp_path):
   assert sheet.arrays["1: guided"].shape == (1, 33, 45, 3)
   names = [note.split("  ")[0] for note in sheet.blocks[0].rows[0].notes]
   assert names == ["image", "backpropagation", "deconvnet", "guided"]
+  assert "speak for the predicted class." in sheet.caption
   with pytest.raises(UsageError, match="one size"):
     three_ways.figure4(Request(lambda: strided, inputs=(photo, str(other))))
+
+
+def test_a_photo_s_picture_says_whose_pixels_it_shows_and_keeps_out_of_others_way(strided, photo):
+  class_3 = three_ways.photos(Request(lambda: strided, channels=(3,), inputs=(photo,)))
+  assert "speak for the score at the end of each title." in class_3.caption
+  layer = three_ways.photos(Request(lambda: strided, "conv4", inputs=(photo,)))
+  assert "speak for conv4." in layer.caption
+  assert (class_3.name, layer.name) == ("input", "input_conv4")

@@ -62,13 +62,15 @@ class Record(NamedTuple):
     total = train.steps or train.epochs * round(self.steps_per_epoch)
     if status == "diverged":
       return status
-    if found.get("step", total) < total:
+    step = found.get("step", total)
+    if step < total and not any(x["step"] >= total for x in self.metrics if "eval_error" in x):
       return "not ended"
-    # `evaluate` may have been here since, with another split, another set, or views.
+    # `evaluate` may have been here since, with another step, another split, another set, or views.
     splits = {x["split"] for x in self.metrics if "eval_error" in x}
     name = self.config.dataset.name
-    own = found.get("split") in {None, *splits} and found.get("dataset", name) == name
-    return status if own and not found.get("views") else "evaluated otherwise"
+    same = found.get("split") in {None, *splits} and found.get("dataset", name) == name
+    own = same and step >= total and not found.get("views")
+    return status if own else "evaluated otherwise"
 
   @property
   def seconds(self) -> float:

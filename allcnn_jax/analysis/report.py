@@ -249,7 +249,7 @@ ABOUT = (
   "Errors are those of the last epoch. Runs that differ in their seed alone stand in one line: mean "
   "and standard deviation over the n runs that came to their end alive; dead runs (their loss is "
   "close to ln(classes)), diverged ones, those that have not ended and those last evaluated on other images "
-  "are counted apart. Times are those of the training steps."
+  "or at another step are counted apart. Times are those of the training steps."
 )
 
 

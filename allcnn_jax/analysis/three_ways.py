@@ -37,7 +37,7 @@ def _switched(request: Request, name: str, default: Callable[[ConvNet], str]) ->
   if switched.table == net.table:
     raise UsageError(
       f"{name} compares strides with pooling in their place, and the network has no strided "
-      "convolution; --figure=6 is for networks with pooling."
+      "convolution; --figure=6 is for networks with max-pooling."
     )
   layer = request.layer or default(net)
   nets = {"with pooling and switches": switched, "without pooling": net}
@@ -116,12 +116,14 @@ def photos(request: Request) -> Sheet:
     for i in range(0, len(random), _ABREAST):
       rows.append(_own_scales(random[i : i + _ABREAST]))
     blocks.append(Block(f"{path.rsplit('/', 1)[-1]}: {best}; {unit}", rows))
+  scores = "the score at the end of each title" if request.channels else "the predicted class"
   caption = (
-    f"Which pixels speak for {'the predicted class' if layer == saliency.LOGITS else layer}. "
+    f"Which pixels speak for {scores if layer == saliency.LOGITS else layer}. "
     f"{sheet.scaling('below a picture')} {randomization.CAPTION}"
   )
   title = f"Three ways back in {subject.trained.config.model.name}"
-  return Sheet("input", title, caption, blocks, min(len(blocks), 2), arrays)
+  name = f"input_{layer}" if request.layer else "input"
+  return Sheet(name, title, caption, blocks, min(len(blocks), 2), arrays)
 
 
 def _channel(

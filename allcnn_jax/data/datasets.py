@@ -87,6 +87,8 @@ class Records:
   """
 
   def __init__(self, name: str, split: str, validation: int, data_dir: str):
+    if not _in_tfds(name):
+      raise UsageError(f"{name} is held in memory: only sets of TFDS are streamed.")
     builder = _prepared(name, data_dir)
     self.classes = tuple(_label(name, builder).names)
     stored = _stored_split(name, split, validation, data_dir)
@@ -327,7 +329,8 @@ def _builder(name: str, data_dir: str) -> Any:
     if ":" in name:
       raise ValueError("TFDS would ask others for it, over a network")
     if not (_place(data_dir) / name).exists():
-      tfds.builder_cls(name)  # unlike `tfds.builder`, asks no network for an unknown name
+      # Unlike `tfds.builder` it asks no network for an unknown name. It takes none of a config.
+      tfds.builder_cls(name.partition("/")[0])
     return tfds.builder(name, data_dir=str(_place(data_dir)))
   except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, OSError) as error:
     known = ["digits", *re.findall(r"- (\w+)", str(error))]
@@ -351,6 +354,7 @@ def _prepared(name: str, data_dir: str) -> Any:
     f"tfds.builder('{name}', {place}file_format='array_record').download_and_prepare()\""
   )
   if not builder.info.splits or not epath.Path(builder.data_dir).exists():
+    _label(name, builder)  # what could not be used is not worth preparing
     raise UsageError(
       f"TFDS has not prepared {name} in {_place(data_dir)}. Prepare it once with: {prepare}"
     )

@@ -12,7 +12,6 @@ and return another. Nothing here touches an array; `model.py` runs a table, `tra
 """
 
 import dataclasses
-import math
 from typing import NamedTuple
 
 from allcnn_jax.errors import UsageError, unknown
@@ -365,6 +364,8 @@ NAMES: tuple[str, ...] = tuple(ARCHITECTURES)
 
 
 HEADS = ("conv", "dense")
+# Of a larger p the norm is the maximum, to the last digit of float32; p-th powers would say otherwise.
+_LARGEST_NORM = 1e8
 DROPOUTS = ("printed", "all", "1x1")
 STRIDE_PADDINGS = ("caffe", "same")
 POOLS = ("max", "average", "depthwise", "stride", "none")
@@ -455,7 +456,7 @@ def _with_pool(name: str, table: Table, pool: str) -> Table:
   if pool == "none":
     kept = (x for x in table if not isinstance(x, Pool))
     return tuple(dataclasses.replace(x, stride=1) if isinstance(x, Conv) else x for x in kept)
-  if pool == "max" or (is_norm(pool) and math.isinf(float(pool))):
+  if pool == "max" or (is_norm(pool) and float(pool) > _LARGEST_NORM):
     return table
   if pool not in POOLS and not is_norm(pool):
     raise UsageError(

@@ -14,7 +14,7 @@ left as it is; `Conv` and `Dense` are layers to build with.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, no_type_check
 
 import flax.linen as nn
@@ -26,8 +26,8 @@ from allcnn_jax.errors import UsageError, unknown
 from allcnn_jax.nets import linear
 
 # The standard deviation of a random feedback weight, by the n_out and n_in of its `Layer`. [M18]:
-# variance 1/n_out keeps the size of an error signal; "fan_in" gives B the variance of W, and
-# "gaussian_0.05" asks for no size at all.
+# variance 1/n_out keeps the size of an error signal; "fan_in" gives B the variance
+# of a W that starts by "lecun_normal", and "gaussian_0.05" asks for no size at all.
 INITIALIZERS: dict[str, Callable[[int, int], float]] = {
   "fan_out": lambda n_out, n_in: n_out**-0.5,
   "fan_in": lambda n_out, n_in: n_in**-0.5,
@@ -190,7 +190,8 @@ def under(way: Way) -> contextlib.AbstractContextManager[None]:
       (x,) = (*args, *kwargs.values())
       return way(layer, lambda x: layer.perturb("signal", next_function(x), "signals"), x)
     y = next_function(*args, **kwargs)
-    if layer.has_variable("params", "kernel"):
+    own = layer.get_variable("params", "kernel")
+    if own is not None and not isinstance(own, Mapping):  # which is a layer of that name
       raise UsageError(
         f"The layer {'/'.join(layer.path)!r} is of type {type(layer).__name__}: a way back through weights is defined for nn.Conv and nn.Dense."
       )
@@ -221,9 +222,18 @@ class Layer(NamedTuple):
 
 
 def layers(
-  net: nn.Module, variables: PyTree, images: Float[Array, "n ..."] | jax.ShapeDtypeStruct
+  net: nn.Module,
+  variables: PyTree,
+  images: Float[Array, "n ..."] | jax.ShapeDtypeStruct,
+  **kwargs: Any,
 ) -> list[Layer]:
   """The layers with weights, in the order of the forward pass; nothing is computed.
+
+  Args:
+    net: any Linen network.
+    variables: of the network.
+    images: a batch, or its shape and type.
+    **kwargs: of the network's `apply`.
 
   Raises:
     UsageError: the network has weights elsewhere than in `nn.Conv` and `nn.Dense`.
@@ -238,7 +248,7 @@ def layers(
 
   def run(variables, images):
     with under(note):
-      return net.apply(variables, images)
+      return net.apply(variables, images, **kwargs)
 
   jax.eval_shape(run, variables, images)
   for path, w in traverse_util.flatten_dict(variables["params"]).items():

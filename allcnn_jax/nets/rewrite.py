@@ -1,8 +1,8 @@
 """Gives the ReLUs of anybody's JAX function another way back, by rewriting its jaxpr.
 
 A function is traced, every equation of its jaxpr that is a ReLU (`activations.as_relu`) is
-replaced by `relu.relu` under the chosen rule, and JAX evaluates the result. Whatever else bends
-a signal keeps its own derivative, and is reported.
+replaced by `relu.relu` under the chosen rule, and JAX evaluates the result. All else keeps its own
+derivative; what `activations.as_other` knows for another activation is reported.
 """
 
 import collections

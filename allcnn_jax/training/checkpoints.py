@@ -152,7 +152,9 @@ class Checkpoints:
     """
     steps = self.steps()
     if not steps:
-      raise UsageError(f"There is no checkpoint in {self._path}: train first.")
+      raise UsageError(
+        f"There is no checkpoint in {self._path}: train first. (A run that diverges early has none.)"
+      )
     if step is not None and step not in steps:
       raise UsageError(
         f"There is no checkpoint of step {step} in {self._path}. There are: {', '.join(map(str, steps))}."

@@ -11,6 +11,7 @@ Each h_l is a map before pooling in a network of ours. In anybody's network, who
 cannot be seen, it is the input of the next layer.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -28,7 +29,7 @@ _OUTPUT = "output"
 
 
 def matrices(
-  rule: str, from_all: bool, net: nn.Module, variables: PyTree, images: Any
+  rule: str, from_all: bool, net: nn.Module, variables: PyTree, images: Any, **kwargs: Any
 ) -> dict[tuple[str, ...], tuple[int, int]]:
   """The shapes of the feedback matrices: (*layer, source) -> (values at the source, at the layer).
 
@@ -38,11 +39,12 @@ def matrices(
     net: any Linen network of `nn.Conv` and `nn.Dense`.
     variables: of the network.
     images: a batch, or its shape and type.
+    **kwargs: of the network's `apply`.
 
   Raises:
     UsageError: the matrices would have more than 2 x 10^9 values, or DFA finds no output (N, classes).
   """
-  layers = feedback.layers(net, variables, images)
+  layers = feedback.layers(net, variables, images, **kwargs)
   if isinstance(net, model.ConvNet):
     sent = [math.prod(x.output) for x in layers[:-1]]
   else:
@@ -54,7 +56,7 @@ def matrices(
       for source in layers[i + 2 :]
     }
   else:
-    output = jax.eval_shape(net.apply, variables, images)
+    output = jax.eval_shape(functools.partial(net.apply, **kwargs), variables, images)
     if not isinstance(output, jax.ShapeDtypeStruct) or len(output.shape) != 2:
       raise UsageError(f"The rule {rule!r} needs a network whose output is one array (N, classes).")
     shapes = {(*x.path, _OUTPUT): (output.shape[1], n) for x, n in zip(layers[:-1], sent)}
@@ -126,8 +128,9 @@ def apply(
 
 
 def _name(path: tuple[str, ...]) -> str:
-  """What a matrix from a layer is called: never as the one from a network's output is."""
-  return "output." if path == (_OUTPUT,) else ".".join(path)
+  """What a matrix from a layer is called: never as that from a network's output, or as B itself."""
+  name = ".".join(path)
+  return f"{name}." if name in (_OUTPUT, "kernel") else name
 
 
 def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:

@@ -117,7 +117,14 @@ class Rule:
     """Whether `feedback` puts in the way back: BP + noise has W for B, and needs it for the noise."""
     return self.way is not None or self.direct != ""
 
-  def init(self, net: nn.Module, variables: PyTree, images: Any, seed: randomness.Seed) -> PyTree:
+  def init(
+    self,
+    net: nn.Module,
+    variables: PyTree,
+    images: Any,
+    seed: randomness.Seed,
+    **kwargs: Any,
+  ) -> PyTree:
     """The variables, with the collections that the rule needs and without those of another rule.
 
     Args:
@@ -126,6 +133,7 @@ class Rule:
         are there already and fit are kept.
       images: a batch, or its shape and type.
       seed: decides the feedback weights.
+      **kwargs: of the network's `apply`, where it cannot do without, such as `train=False`.
 
     Returns:
       a dict with, where the rule asks for it, "feedback" (random weights), "norms" (the first
@@ -136,7 +144,7 @@ class Rule:
     """
     added: dict[str, dict[Path, Array]] = {}
     if self.replaces_autodiff:
-      feedback.layers(net, variables, images)  # refuses weights elsewhere
+      feedback.layers(net, variables, images, **kwargs)  # refuses weights elsewhere
     if self.draws or self.direct:
       there = traverse_util.flatten_dict(variables.get("feedback", {}))
       added["feedback"] = {
@@ -145,7 +153,7 @@ class Rule:
         else feedback.draw(
           randomness.key(seed, "/".join(("feedback", *path))), *wanted, self.feedback_init
         )
-        for path, wanted in self._wanted(net, variables, images).items()
+        for path, wanted in self._wanted(net, variables, images, kwargs).items()
       }
     kernels = kernels_of(variables["params"])
     if self.keeps_norms:
@@ -159,15 +167,16 @@ class Rule:
     return own | {k: traverse_util.unflatten_dict(v) for k, v in added.items()}
 
   def _wanted(
-    self, net: nn.Module, variables: PyTree, images: Any
+    self, net: nn.Module, variables: PyTree, images: Any, kwargs: dict[str, Any]
   ) -> dict[Path, tuple[tuple[int, ...], int, int]]:
     """The random feedback weights: path -> (shape, n_out, n_in)."""
     wanted = {}
     if self.draws:
-      layers = feedback.layers(net, variables, images)
+      layers = feedback.layers(net, variables, images, **kwargs)
       wanted = {(*x.path, "kernel"): (x.kernel, x.n_out, x.n_in) for x in layers}
     if self.direct:
-      shapes = direct_feedback.matrices(self.name, self.direct == "all", net, variables, images)
+      dense = self.direct == "all"
+      shapes = direct_feedback.matrices(self.name, dense, net, variables, images, **kwargs)
       wanted |= {path: (shape, *shape) for path, shape in shapes.items()}
     return wanted
 
