@@ -28,7 +28,7 @@ from allcnn_jax.analysis import (
 from allcnn_jax.analysis.chart import Chart
 from allcnn_jax.analysis.sheet import Sheet
 from allcnn_jax.errors import UsageError, unknown
-from allcnn_jax.training import sharding
+from allcnn_jax.training import layout, sharding
 
 FIGURES: dict[str, Callable[[subject.Request], Sheet]] = {
   "1": gallery.figure1,
@@ -95,12 +95,12 @@ def visualize(
       raise UsageError(f"{what} takes no --{name}{others}.")
   if figure in alignment.CHARTS:
     chart = alignment.CHARTS[figure](records.read(workdir))
-    return write(chart, epath.Path(workdir) / "figures")
+    return write(chart, epath.Path(workdir) / layout.FIGURES)
   sharding.all_devices()  # refuses, before anything is computed, those that are not there
   load = functools.partial(subject.load, workdir, step)
   request = subject.Request(load, layer, tuple(channels), tuple(inputs), split)
   sheet = (FIGURES[figure] if figure else three_ways.photos)(request)
-  return write(sheet, epath.Path(workdir) / "figures")
+  return write(sheet, epath.Path(workdir) / layout.FIGURES)
 
 
 def write(figure: Sheet | Chart, directory: epath.Path) -> list[epath.Path]:

@@ -44,8 +44,8 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   if apart:
     paths += _keep(source, runs, made.broken, place)
   files.make_folder(place, f"--output={place}")
-  drawn = [p for x in curves(runs) for p in figures.write(x, place / "figures")]
-  pictures = figures.written(place / "figures", "figures/")
+  drawn = [p for x in curves(runs) for p in figures.write(x, place / layout.FIGURES)]
+  pictures = figures.written(place / layout.FIGURES, f"{layout.FIGURES}/")
   if not apart:
     for folder in sorted(source.glob("*/figures")):
       pictures += figures.written(folder, f"{folder.parent.name}/figures/")

@@ -11,6 +11,7 @@ CONFIG = "config.json"
 MACHINE = "machine.json"
 EVALUATION = "evaluation.json"
 METRICS = "metrics.jsonl"
+FIGURES = "figures"
 
 
 def holds_run(workdir: epath.PathLike) -> bool:

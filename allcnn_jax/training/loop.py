@@ -337,7 +337,7 @@ def _check_workdir(
 
 def _may_be_ours(path: epath.Path) -> bool:
   """Whether a run that was killed before it wrote its config may have left this; or it is figures."""
-  return path.name in (lock_lib.NAME, "figures") or path.name.endswith(".writing")
+  return path.name in (lock_lib.NAME, layout.FIGURES) or path.name.endswith(".writing")
 
 
 def _given(
