@@ -23,6 +23,7 @@ from allcnn_jax import files, terminal
 from allcnn_jax.errors import (
   DiskFull,
   UsageError,
+  in_a_line,
   is_denied,
   is_full,
   is_memory,
@@ -421,7 +422,7 @@ def main() -> None:
     if not (wrong or is_passing(error)):
       traceback.print_exc()
       sys.exit(os.EX_SOFTWARE)
-    terminal.warn(f"launch.py: {' '.join(str(error).split())}")
+    terminal.warn(f"launch.py: {in_a_line(error)}")
     status = 2 if wrong else os.EX_TEMPFAIL
     leave(status)
     if isinstance(error, DiskFull) or is_full(error):

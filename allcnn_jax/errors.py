@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from typing import NoReturn
@@ -92,8 +93,16 @@ def one_line(program: str) -> Iterator[None]:
   except Exception as error:
     if not (isinstance(error, UsageError) or is_denied(error)):
       raise
-    print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
+    print(f"{program}: {in_a_line(error)}", file=sys.stderr)
     sys.exit(2)
+
+
+def in_a_line(error: Exception) -> str:
+  """What an error says, in one line: of a file, the file and what the system refuses it for."""
+  said = str(error)
+  if isinstance(error, OSError) and error.filename and error.strerror:
+    said = f"{os.fsdecode(error.filename)}: {error.strerror}."
+  return " ".join(said.split())
 
 
 def unwritable(what: str, error: OSError) -> UsageError:
