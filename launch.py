@@ -133,7 +133,7 @@ def sweep(values: flags.FlagValues) -> int:
 
   config, workdir = _given_config(values), _workdir(values)
   # Any other config is a sweep of one unit.
-  declared = _call("config", values.config_file, "get_sweep") or {"units": [config]}
+  declared = _call("config", values.config_file, "get_sweep", {"units": [config]})
   plan = sweep_lib.plan(declared, _overrides(values), values.seeds)
   printed.check(plan.table)
   _remark(values, plan.units.values())
@@ -249,10 +249,10 @@ def _define_config(name: str, words: list[str], values: flags.FlagValues) -> Non
   flags.DEFINE_string(f"{name}_file", value, "where it stands", flag_values=values)
 
 
-def _call(flag: str, value: str, function: str) -> Any:
+def _call(flag: str, value: str, function: str, otherwise: Any = None) -> Any:
   """What a function of a config's file returns, given what stands behind the colon.
 
-  None if the file has no such function.
+  `otherwise` if the file has no such function.
   """
   path, _, argument = os.path.expanduser(value).partition(":")
   spec = importlib.util.spec_from_file_location("config", path) if os.path.isfile(path) else None
@@ -267,7 +267,7 @@ def _call(flag: str, value: str, function: str) -> Any:
     raise UsageError(f"--{flag}={value}: {path} is no config ({error!r}).") from None
   call = getattr(module, function, None)
   if call is None:
-    return None
+    return otherwise
   given = [argument] if argument else []
   try:
     inspect.signature(call).bind(*given)

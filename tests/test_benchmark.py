@@ -1,13 +1,20 @@
 """The benchmark against what is known without it."""
 
 import json
+import math
+import subprocess
+import sys
+import time
 
 import jax
+import numpy as np
 import pytest
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 import launch
 from allcnn_jax.analysis import benchmark, describe, roofline
 from allcnn_jax.errors import UsageError
+from tests.processes import ROOT
 
 
 @pytest.fixture(autouse=True)
@@ -33,6 +40,60 @@ def test_it_says_what_is_measured_and_writes_it(tiny, tmp_path):
   assert list((tmp_path / "trace").rglob("*.xplane.pb"))
   text = benchmark.text(found)
   assert all(row["name"] in text for row in found["layers"])
+
+
+def test_direct_feedback_s_matrices_are_arithmetic_too(tiny):
+  """Under DFA ten numbers an image go to the output of each layer but the last, by a matrix."""
+  tiny.rule.name = "dfa"
+  layers = [x for x in describe.rows(tiny) if x.multiply_adds]
+  dense = 10 * sum(math.prod(x.size) for x in layers[:-1])
+  found = benchmark.benchmark(tiny)
+  assert found["flops_per_image"] == 2 * (2 * sum(x.multiply_adds for x in layers) + dense)
+
+
+def test_quartiles_are_as_far_from_either_end():
+  assert benchmark.quartiles([7.0, 0.0, 6.0, 1.0, 5.0, 2.0, 4.0, 3.0]) == [2, 5]
+
+
+def test_several_devices_rate_is_beside_that_of_as_many(tiny, monkeypatch):
+  """Two that each reach the rate of a matrix product reach twice that."""
+  monkeypatch.setattr(benchmark.Rounds, "seconds", lambda run, calls=None: 0.25)
+  alone = benchmark.benchmark(tiny)
+  monkeypatch.setattr(benchmark.roofline, "best", lambda *_, **__: 0.5)
+  alone, begin = benchmark.benchmark(tiny), benchmark.Rounds.begin
+  two = NamedSharding(Mesh(np.array([jax.devices()[0]] * 2), ("data",)), PartitionSpec("data"))
+
+  def begin_on_two(run):
+    run = begin(run)
+    run.recipe = run.recipe.replace(batch_sharding=two)
+    return run
+
+  monkeypatch.setattr(benchmark.Rounds, "begin", begin_on_two)
+  found = benchmark.benchmark(tiny)
+  assert found["flops_per_image"] == alone["flops_per_image"]
+  assert found["fraction_of_matrix_flops"] == alone["fraction_of_matrix_flops"] / 2
+  assert [x["flops"] for x in found["layers"]] == [x["flops"] / 2 for x in alone["layers"]]
+
+
+def test_a_layer_s_shares_are_of_its_bound_and_of_the_step(tiny):
+  row = {"name": "conv1", "flops": 1e9, "bytes": 1e6, "bound": 0.25, "seconds": 0.5}
+  found = benchmark.benchmark(tiny) | {"layers": [row], "step_seconds": 2.0}
+  (line,) = [x for x in benchmark.text(found).splitlines() if "conv1" in x]
+  assert line.split()[-6:] == ["250.00", "500.00", "50", "%", "25", "%"]
+
+
+def test_the_time_since_the_start_is_that_of_the_process():
+  program = "import time; from allcnn_jax.analysis import benchmark; time.sleep(0.5); print(benchmark._since_start())"
+  start = time.perf_counter()
+  done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+  taken = time.perf_counter() - start
+  assert "None" in done.stdout or 0.5 < float(done.stdout) < taken + 0.1  # of two clocks
+
+
+def test_too_many_held_out_are_told_as_in_training(tiny):
+  tiny.dataset.validation = 96
+  with pytest.raises(UsageError, match=r"leaves none of .* 96 images"):
+    benchmark.benchmark(tiny)
 
 
 def test_its_figures_are_those_of_rounds_of_a_known_time(tiny, monkeypatch):

@@ -111,6 +111,25 @@ def test_the_peer_goes_one_way_if_it_is_told_to(against, tmp_path):
     assert [x for x in words if x.startswith("--way")] == way
 
 
+def test_a_rule_s_step_is_compared_with_backpropagation_s():
+  found = learning_rules.compared("a rule", lambda: 3.0, lambda: 2.0, rounds=4)
+  assert found == {"ratio": 1.5, "quartiles": [1.5, 1.5], "milliseconds": 3000}
+
+
+def test_what_is_faster_than_scipy_is_more_than_once_as_fast(monkeypatch, tmp_path):
+  times = iter([0, 6, 2, 3])  # to warm up; SciPy, the warp, all of the augmentation
+  monkeypatch.setattr(warp, "seconds", lambda f: next(times))
+  output = tmp_path / "found.json"
+  monkeypatch.setattr(sys, "argv", ["x", "--images=2", "--rounds=1", f"--output={output}"])
+  warp.main()
+  found = json.loads(output.read_text())
+  assert [found[x]["times_as_fast_as_scipy"] for x in ("scipy", "warp", "augmentation")] == [
+    1,
+    3,
+    2,
+  ]
+
+
 def test_the_ways_are_the_peers():
   (ways,) = re.findall(r"^COMPILED = (.*)$", compare.PEER.read_text(), re.MULTILINE)
   assert tuple(ast.literal_eval(ways)) == compare.WAYS

@@ -130,6 +130,21 @@ def test_a_bad_topology_is_answered_with_the_known_ones(name):
     targets.target(name)
 
 
+def test_what_has_no_room_or_is_refused_does_not_fit():
+  def compiled(*programs):
+    return compile_lib.Compiled("h200:1", 1, "an H200", 10.0, 8, programs, ())
+
+  whole = compile_lib.Program("step", arguments=5, temporaries=3, code=2)
+  more = whole._replace(temporaries=4)
+  refused = compile_lib.Program("steps", refused="RESOURCE_EXHAUSTED: Ran out of memory")
+  for programs, fits in (((whole,), True), ((whole, more), False), ((whole, refused), False)):
+    found = compiled(*programs)
+    assert found.fits is fits
+    said = "It fits." if fits else "It does not fit."
+    assert compile_lib.report(found).splitlines()[-1] == said
+  assert "steps does not fit: RESOURCE_EXHAUSTED" in compile_lib.report(compiled(whole, refused))
+
+
 def test_without_a_compiler_the_line_says_what_to_install(monkeypatch):
   def none(*_, **__):
     raise RuntimeError("JAX TPU support not installed; cannot generate TPU topology.")
@@ -219,7 +234,7 @@ def test_all_cnn_c_for_a_gpu(mark):
 def test_a_gpu_takes_a_call_of_many_steps_as_one_graph(mark, tmp_path):
   config = load("cifar10", "all_cnn_c,augment", model__width=0.1, train__dtype="bfloat16")
   mesh = sharding.mesh(targets.target("h200:1").devices)
-  _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), mesh)["steps"]
+  _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), 50_000, mesh)["steps"]
   lower().compile(compiler_options=graphs.OPTIONS | {"xla_dump_to": str(tmp_path)})
   (thunks,) = tmp_path.glob("*thunk_sequence_after_thunk_passes.txt")
   outermost, *inside = re.findall(r"^( *)\d+: k(\w+)", thunks.read_text(), re.MULTILINE)
@@ -258,7 +273,7 @@ def test_muons_products_for_a_gpu_are_of_whole_tiles(mark):
 def test_a_gpu_augments_an_image_once_not_for_each_patch_that_sees_it(mark):
   config = load("cifar10_fast", train__dtype="bfloat16")
   mesh = sharding.mesh(targets.target("h200:1").devices)
-  _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), mesh)["step"]
+  _, lower = compile_lib._lowered(config, datasets.sizes("cifar10"), 50_000, mesh)["step"]
   given_all = r"^%\S+ \(.*bf16\[50000,3072\].*\) -> (.*) \{$"
   made = " ".join(re.findall(given_all, lower().compile().as_text(), re.MULTILINE))
   numbers = [math.prod(hlo.sides(x)) for x in re.findall(r"bf16\[\S*?\]", made)]

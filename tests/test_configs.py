@@ -116,6 +116,26 @@ def test_the_papers_protocol():
   assert (config.optimizer.momentum, config.optimizer.weight_decay) == (0.9, 0.001)
   assert config.model.dropout == (0.2, 0.5)
   assert config.dataset.preprocessing == "gcn_zca"
+  rates = importlib.import_module("configs.table3").get_sweep()["rates"]
+  assert sorted(rates) == [0.01, 0.05, 0.1, 0.25]
+
+
+def test_what_the_feedback_alignment_paper_and_graham_s_program_say():
+  """Moskovitz et al., Methods and supplement; SparseConvNet's cifar10big.cpp. A second time."""
+  config = load("feedback_alignment", "fa_cifar10_1,fa_usf_sn_ei")
+  assert (config.rule.freeze_at, config.rule.penalty, config.rule.feedback_init) == (
+    0.05,
+    0.001,
+    "fan_out",
+  )
+  assert config.dataset.augment == "crop_flip"
+  config = load("cifar10_large")
+  assert config.graham.to_dict() == {
+    "stretch": 0.2,
+    "skew": 0.2,
+    "shift": 16,
+    "colour": (25.5, 0.15, 2.4, 2.4),
+  }
 
 
 def test_imagenet_s_protocol_in_steps_at_either_batch_size():

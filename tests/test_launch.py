@@ -166,6 +166,8 @@ OWN = [  # (a config file of a user's, words, what the line must say)
   ("{config}; c.optimizer = 'adam'; return c", ["describe"], "optimizer"),
   ("{sweep}[get_config()]", ["sweep"], "A sweep is a dict of units, names"),
   ("{sweep}dict(units=get_config())", ["sweep"], "units of a sweep must be list"),
+  ("{sweep}None", ["sweep"], "A sweep is a dict of units, names"),
+  ("{sweep}{}", ["sweep"], "needs `units`"),
   ("{sweep}dict(units=[])", ["sweep"], "needs `units`"),
   ("{sweep}dict(units=[get_config()], names='rule.name')", ["sweep"], "names of a sweep must be"),
   ("{sweep}dict(units=[get_config()], names=('rule.nam',))", ["sweep"], "Did you mean 'rule.name'"),

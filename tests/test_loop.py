@@ -47,11 +47,15 @@ def test_at_a_rate_of_zero_each_epoch_is_an_evaluation_in_another_order(tiny, np
   np.testing.assert_allclose(mean, np.load(npz)["train_images"].mean((0, 1, 2)), rtol=1e-5)
 
 
-def test_a_run_that_has_ended_is_not_begun_anew_where_its_checkpoints_are_gone(tiny, tmp_path):
+@pytest.mark.parametrize("status", ["ok", "dead"])
+def test_a_run_that_has_ended_is_not_begun_anew_where_its_checkpoints_are_gone(
+  tiny, tmp_path, status
+):
   tiny.train.steps = 2
   run = tmp_path / "run"
   loop.train(tiny, run)
   shutil.rmtree(run / "checkpoints")
+  (run / "evaluation.json").write_text(json.dumps(evaluation(run) | {"status": status}))
   before = contents(run)
   with pytest.raises(UsageError, match="checkpoints are gone"):
     loop.train(tiny, run)
@@ -425,16 +429,18 @@ def test_a_batch_larger_than_the_data_is_refused_before_anything_is_written(tiny
   assert not (tmp_path / "run").exists()
 
 
-def test_a_run_does_not_go_on_with_other_images(tiny, npz, tmp_path):
+@pytest.mark.parametrize(("images", "label"), [(80, 9), (96, 10)])
+def test_a_run_does_not_go_on_with_other_images(tiny, npz, tmp_path, images, label):
+  """With fewer of them, or with as many and one class more."""
   tiny.train.steps = 1
   loop.train(tiny, tmp_path / "run")
   arrays = dict(np.load(npz))
-  arrays |= {name: arrays[name][:80] for name in ("train_images", "train_labels")}
+  arrays |= {name: arrays[name][:images] for name in ("train_images", "train_labels")}
+  arrays["train_labels"][9] = label
   np.savez(npz, **arrays)
   before, tiny.train.steps = contents(tmp_path / "run"), 2
-  with pytest.raises(
-    UsageError, match=r"fitted to 96 images of 10 classes; npz:.* now has 80 of 10"
-  ):
+  said = rf"fitted to 96 images of 10 classes; npz:.* now has {images} of {label + 1}"
+  with pytest.raises(UsageError, match=said):
     loop.train(tiny, tmp_path / "run")
   assert contents(tmp_path / "run") == before
 

@@ -36,6 +36,23 @@ def test_ceilings_are_a_product_s_operations_and_a_copy_s_bytes_both_ways(monkey
   assert found == (2 * 2048**3 / 0.5, 2 * 4 * 2**26 / 0.5)
 
 
+def test_many_products_in_a_call_of_a_gpu_are_each_counted(gpu, monkeypatch):
+  """Arrays are as large as they are said to be; nothing is computed."""
+  monkeypatch.setattr(roofline, "best", lambda *_: 0.5)
+  monkeypatch.setattr(roofline, "_REPEATS", 2)
+  monkeypatch.setattr(jax.random, "normal", lambda *_: np.zeros(1))
+  monkeypatch.setattr(jax.numpy, "ones", lambda shape: np.broadcast_to(np.float32(1), shape))
+  found = roofline.ceilings(np.float32)
+  assert found == (2 * 8192**3 / 0.25, 2 * 4 * 2**28 / 0.25)
+
+
+def test_many_steps_of_a_layer_in_a_call_of_a_gpu_are_each_counted(tiny, gpu, monkeypatch):
+  monkeypatch.setattr(roofline, "best", lambda *_, **__: 0.5)
+  monkeypatch.setattr(roofline, "_REPEATS", 2)
+  layers = roofline.layers(parts.recipe(tiny, 10, 96), 3, roofline.Ceilings(1e9, 1e9))
+  assert {x.seconds for x in layers} == {0.25}
+
+
 def test_layers_are_those_with_weights_and_a_bound_is_the_slower_ceiling(tiny):
   recipe = parts.recipe(tiny, 10, 96)
   slow, narrow = (

@@ -15,7 +15,7 @@ import pytest
 import launch
 from allcnn_jax import config as config_lib
 from allcnn_jax import errors, files
-from allcnn_jax.analysis import printed
+from allcnn_jax.analysis import describe, printed
 from allcnn_jax.data import datasets
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import loop, sweep
@@ -209,12 +209,22 @@ def test_units_in_any_order_and_alone_are_the_same_sweep(declared, trainer, tmp_
   assert apart == set(trainer.trained)
 
 
-def test_sets_of_one_plain_name_share_no_whitening(tiny):
-  places = set()
-  for name in ("npz:/d/a/b.npz", "npz:/d/a_b.npz"):
-    tiny.dataset.name = name
-    places.add(sweep._shared(tiny))
-  assert len(places) == 2
+@pytest.mark.parametrize(
+  ("key", "value"),
+  [
+    ("dataset.name", "npz:/d/a_b.npz"),  # of one plain name
+    ("dataset.preprocessing", "gcn_zca"),
+    ("dataset.validation", 7),
+    ("model.name", "fa_cifar10_1"),  # whose images have another size
+  ],
+)
+def test_what_is_fitted_to_other_images_or_otherwise_is_not_shared(tiny, key, value):
+  tiny.dataset.name = "npz:/d/a/b.npz"
+  before = sweep._shared(tiny)
+  tiny.seed, tiny.model.width = 3, 0.3
+  assert sweep._shared(tiny) == before
+  tiny.update_from_flattened_dict({key: value})
+  assert sweep._shared(tiny) != before
 
 
 def test_overrides_reach_every_unit(declared):
@@ -236,8 +246,9 @@ def test_the_cost_is_told_before_and_the_time_left_once_runs_are_done(
 ):
   go(declared, tmp_path / "s", index=0)
   said = capsys.readouterr().out.splitlines()[0]
-  # 2 trials of 9 steps and 2 seeds of 12, an epoch each.
-  assert said.startswith("Units: 1. Runs: 4, 4 epochs, ")
+  # 2 trials of 9 steps and 2 seeds of 12, an epoch each; of 8 images, there and twice as much back.
+  work = 42 * 8 * 3 * 2 * sum(x.multiply_adds for x in describe.rows(declared["units"][0]))
+  assert said.startswith(f"Units: 1. Runs: 4, 4 epochs, {work / 1e15:.3g} PFLOP. ")
   plan = sweep.plan(declared, {})
   first, second = (tmp_path / "s" / run.name for run in plan.trials("strided_cnn_a-colours"))
   last = plan.finals("strided_cnn_a-colours", 0.1)[1].name  # the rate that is left
@@ -260,6 +271,7 @@ def test_another_sweep_s_folder_is_refused(declared, trainer, tmp_path):
   for overrides, said in (
     ({"train.epochs": 2}, "train.epochs=1, not 2"),
     ({"optimizer.learning_rate": 0.1}, "rates="),
+    ({"dataset.validation": 7}, "held_out="),
   ):
     with pytest.raises(UsageError, match=said):
       sweep.sweep(sweep.plan(declared, overrides), tmp_path / "s")
@@ -283,12 +295,24 @@ def test_a_sweep_that_began_before_a_key_was_there_is_gone_on_with(declared, tra
 
 
 @pytest.mark.parametrize(
-  "content", [b"", b"[]", b'{"table": ""}', b'{"table": "", "rates": [], "units": {"a": 3}}']
+  ("content", "said"),
+  [
+    (b"", "is damaged"),
+    (b"[]", "is damaged"),
+    (b'{"table": ""}', "is damaged"),
+    (b'{"table": "", "rates": [], "units": {"a": 3}}', "is damaged"),
+    (
+      b'{"table": "", "rates": [], "units": {"a": {"model": {"depth": 3}}}}',
+      r": a: .*'model\.depth'",
+    ),
+    (b'{"table": "", "rates": [], "units": {"a": {"model": 3}}}', ": a: .*'model'"),
+    (b'{"table": "", "rates": [], "units": {"a": {"seed": "x"}}}', ": a: seed='x'"),
+  ],
 )
-def test_a_damaged_sweep_is_one_line_and_stays_as_it_is(declared, trainer, tmp_path, content):
+def test_a_damaged_sweep_is_one_line_and_stays_as_it_is(declared, trainer, tmp_path, content, said):
   (tmp_path / "s").mkdir()
   (tmp_path / "s" / sweep.FILE).write_bytes(content)
-  with pytest.raises(UsageError, match=r"sweep\.json is damaged"):
+  with pytest.raises(UsageError, match=rf"sweep\.json ?{said}"):
     go(declared, tmp_path / "s")
   assert [p.read_bytes() for p in (tmp_path / "s").iterdir()] == [content]
 
@@ -339,6 +363,7 @@ def test_wrong_use_is_found_before_anything_is_written(declared, trainer, tmp_pa
     ({"rates": (0.1234561, 0.1234562)}, "are called .*rate0.123456-held_out-seed0'"),
     ({"rates": (0.1, "fast")}, "not 'fast'"),
     ({"rates": (0.1, -1)}, "a number from 0"),
+    ({"names": (["model.width"],)}, "config key in names"),
   ):
     with pytest.raises(UsageError, match=said):
       sweep.plan({**declared, **wrong}, {})

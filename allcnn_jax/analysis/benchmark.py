@@ -23,7 +23,15 @@ from allcnn_jax import config as config_lib
 from allcnn_jax import files
 from allcnn_jax.analysis import roofline
 from allcnn_jax.data import datasets
-from allcnn_jax.training import evaluate, graphs, machine, parts, sharding, sources
+from allcnn_jax.training import (
+  direct_feedback,
+  evaluate,
+  graphs,
+  machine,
+  parts,
+  sharding,
+  sources,
+)
 from allcnn_jax.training import step as step_lib
 
 # Random images stand for the data set: as many as CIFAR has, or as fit into this many bytes.
@@ -62,8 +70,10 @@ class Rounds:
     sharding.check_batch_size(config.train.batch_size)
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate = _RATE
-    sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
-    parts.steps(config, sizes.train - config.dataset.validation)  # a batch of more is refused
+    name, held_out = config.dataset.name, config.dataset.validation
+    sizes = datasets.sizes(name, config.dataset.data_dir)
+    examples = datasets.left_to_train(name, held_out, sizes.train)
+    parts.steps(config, examples)  # a batch of more is refused
     self.image, self._evaluated = parts.image(config), evaluate.batch_size(config)
     self.recipe = recipe = sharding.replicate(parts.recipe(config, sizes.classes, _EXAMPLES))
     self.data = data = _random_images(config, self.image, sizes)
@@ -88,7 +98,6 @@ class Rounds:
       step = step_lib.train_batch.lower(*given).compile()
       self._todo = sources.Steps(graphs.Calls(step, step), 1)
     else:
-      examples = sizes.train - config.dataset.validation
       self._todo = sources.steps_of_stored(parts.steps_a_call(config, examples), *given)
     self.compile_seconds, self.from_cache = time.perf_counter() - began, _CACHE_HIT in events
     jax.monitoring.unregister_event_listener(note)
@@ -171,6 +180,7 @@ def benchmark(
   layers = roofline.layers(recipe, run.image[2], limits)
   devices = recipe.batch_sharding.mesh.size
   flops = sum(row.flops for row in layers) / (recipe.batch_size // devices)
+  flops += 2 * direct_feedback.values(run.state.variables.get("feedback", {}))
   found = {
     "network": config.model.name,
     "width": config.model.width,

@@ -155,12 +155,13 @@ def compile(
   devices = target.devices
   sharding.check_batch_size(config.train.batch_size, len(devices))
   sizes = datasets.sizes(config.dataset.name, config.dataset.data_dir)
-  lowered = _lowered(config, sizes, sharding.mesh(devices))
+  examples = datasets.left_to_train(config.dataset.name, config.dataset.validation, sizes.train)
+  lowered = _lowered(config, sizes, examples, sharding.mesh(devices))
   images = config.train.batch_size // len(devices)
 
   def rows(name: str) -> tuple[int, int]:
     looked_at = evaluate.batch_size(config) // len(devices)
-    return looked_at if name == "evaluation" else images, sizes.train - config.dataset.validation
+    return looked_at if name == "evaluation" else images, examples
 
   compiled = Compiled(
     topology,
@@ -185,13 +186,12 @@ def compile(
 
 
 def _lowered(
-  config: ml_collections.ConfigDict, sizes: datasets.Sizes, mesh: Mesh
+  config: ml_collections.ConfigDict, sizes: datasets.Sizes, examples: int, mesh: Mesh
 ) -> dict[str, tuple[int, Callable[[], jax.stages.Lowered]]]:
   """The run's programs, each with the steps that it repeats, and traced for a mesh when called.
 
   A set that is streamed is not on the devices: a step is given its batch, one at a time.
   """
-  examples = sizes.train - config.dataset.validation
   count = parts.steps_a_call(config, examples)
 
   everywhere = sharding.replicated(mesh)

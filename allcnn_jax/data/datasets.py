@@ -161,7 +161,7 @@ def kept(name: str, n: int, split: str, validation: int) -> Int[np.ndarray, " m"
   """
   rows = np.arange(n)
   if validation and split in ("train", "validation"):
-    _check_held_out(name, validation, n)
+    left_to_train(name, validation, n)
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
     rows = np.sort(order[:-validation] if split == "train" else order[-validation:])
   if not n:
@@ -229,16 +229,20 @@ def training_images(name: str, validation: int = 0, data_dir: str = "") -> int:
   """
   if _in_tfds(name):
     _prepared(name, data_dir)
-  n = sizes(name, data_dir).train
-  _check_held_out(name, validation, n)
-  return n - validation
+  return left_to_train(name, validation, sizes(name, data_dir).train)
 
 
-def _check_held_out(name: str, validation: int, n: int) -> None:
+def left_to_train(name: str, validation: int, n: int) -> int:
+  """How many of a set's `n` training images are left where so many are held out.
+
+  Raises:
+    UsageError: none is.
+  """
   if validation >= n:
     raise UsageError(
       f"dataset.validation={validation} leaves none of {name}'s {n} images to train on."
     )
+  return n - validation
 
 
 def _label(name: str, builder: Any) -> Any:

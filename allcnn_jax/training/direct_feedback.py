@@ -25,7 +25,8 @@ from allcnn_jax.nets import feedback, model
 
 # 8 GB, which DFA on the ImageNet networks stays below.
 _MOST_VALUES = 2 * 10**9
-_OUTPUT = "output"
+# What a matrix from the network's output is called, and a B of the shape of the layer's own weights.
+_OUTPUT, _KERNEL = "output", "kernel"
 
 
 def matrices(
@@ -69,9 +70,15 @@ def matrices(
   return shapes
 
 
+def values(weights: PyTree) -> int:
+  """How many numbers the matrices among feedback weights have: an image's multiply-adds with them."""
+  flat = traverse_util.flatten_dict(weights)
+  return sum(b.size for path, b in flat.items() if path[-1] != _KERNEL)
+
+
 def fits(matrices: PyTree, from_all: bool, layers: int) -> bool:
   """Whether these feedback weights are those of DFA, or of DenseFA if `from_all`, of so many layers."""
-  names = {path[-1] for path in traverse_util.flatten_dict(matrices)} - {"kernel"}
+  names = {path[-1] for path in traverse_util.flatten_dict(matrices)} - {_KERNEL}
   if not names:
     return layers <= (2 if from_all else 1)  # too few for any
   return (_OUTPUT in names) != from_all
@@ -130,7 +137,7 @@ def apply(
 def _name(path: tuple[str, ...]) -> str:
   """What a matrix from a layer is called: never as that from a network's output, or as B itself."""
   name = ".".join(path)
-  return f"{name}." if name in (_OUTPUT, "kernel") else name
+  return f"{name}." if name in (_OUTPUT, _KERNEL) else name
 
 
 def _at(tree: PyTree, path: tuple[str, ...]) -> PyTree:

@@ -155,7 +155,7 @@ def _complete(declared: Any) -> dict[str, Any]:
   if declared["seeds"] < 1:
     raise UsageError(f"seeds of a sweep must be at least 1, not {declared['seeds']!r}.")
   for key in declared["names"]:
-    if key not in config_lib.KEYS:
+    if not isinstance(key, str) or key not in config_lib.KEYS:
       raise unknown("config key in names", key, config_lib.KEYS)
   return declared
 
@@ -395,6 +395,11 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
     files.checked(values["units"], dict.fromkeys(values["units"], dict))
   except ValueError as error:
     raise UsageError(f"{path} is damaged: {error}.") from None
+  for name, unit in values["units"].items():
+    try:
+      values["units"][name] = json.loads(config_lib.to_json(config_lib.from_json(json.dumps(unit))))
+    except UsageError as error:
+      raise UsageError(f"{path}: {name}: {error}") from None
   return values
 
 
@@ -402,8 +407,7 @@ def _fixed(values: dict[str, Any]) -> dict[str, Any]:
   """What must stay the same in a sweep's file."""
   flat = {k: values.get(k) for k in ("rates", "held_out")} | {"units": list(values["units"])}
   for name, unit in values["units"].items():
-    # A sweep that began before there was a key has its default.
-    for key, value in config_lib.leaves(config_lib.complete(ml_collections.ConfigDict(unit))):
+    for key, value in config_lib.leaves(unit):
       if key not in config_lib.QUIET:
         flat[f"{name} {key}"] = value
   return flat
