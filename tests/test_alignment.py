@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from allcnn_jax.analysis import alignment, figures, ways_back
+from allcnn_jax.analysis import chart as chart_lib
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import learning_rules
 from tests.made import of_rule as run
@@ -54,6 +55,22 @@ def test_of_runs_that_differ_in_their_epochs_the_longest_are_shown():
     f"fa (optimizer.learning_rate {rates[1]}, train.epochs 2)": 1,
     f"fa (optimizer.learning_rate {rates[0]}, train.epochs 5)": 2,
   }
+
+
+def test_a_longer_run_that_diverged_takes_no_place():
+  diverged = run(seed=1, train__epochs=5)
+  diverged.evaluation["status"] = "diverged"
+  ((_, members),) = alignment.groups([run(), diverged])
+  assert [x.config.train.epochs for x in members] == [run().config.train.epochs]
+  ((_, members),) = alignment.groups([diverged])
+  assert members == [diverged]
+
+
+def test_a_mean_is_where_all_runs_have_a_value():
+  two = [run(scale=1.0), run(seed=1, scale=3.0)]
+  del two[1].metrics[-3]  # its training error at step 20
+  (panel, _), _ = chart_lib.learning([("fa", two)], most=1)
+  assert (panel.curves[0].x, panel.curves[0].y) == (1.0, 20.0)
 
 
 def test_layers_stand_in_the_order_of_the_network():

@@ -60,6 +60,59 @@ def test_a_long_legend_hides_no_curve():
   np.testing.assert_allclose(ink("a long name of a rule, " * 6), ink(""), rtol=0.02)
 
 
+def test_a_long_legend_of_all_panels_has_room_for_each_curve():
+  labels = ["a long name of a run, " * 8 + label for label in "ab"]
+  curves = [Curve(label, np.arange(5.0), np.arange(5.0), np.zeros(5)) for label in labels]
+  panels = [Panel("", "error, %", curves)] * 2
+  image = drawing.draw(Chart("c", "", "A caption.", panels))
+  for edge in (image[:, :4], image[:, -4:]):
+    assert (edge == 255).all()
+  *_, bottom = np.flatnonzero((image == 0).all(-1).sum(axis=1) > 500)
+  for colour in ((31, 119, 180), (255, 127, 14)):
+    assert (image[bottom:] == colour).all(-1).any()
+
+
+def test_a_logarithmic_panel_is_drawn_so_and_no_other():
+  def drawn(**how):
+    curve = Curve("a", np.arange(3.0), np.array([1.0, 10.0, 100.0]), np.zeros(3))
+    image = drawing.draw(Chart("c", "", "A caption.", [Panel("", "", [curve], **how)]))
+    blue = (image == (31, 119, 180)).all(-1)
+    left, *_, right = np.flatnonzero(blue.any(axis=0))
+    return [np.flatnonzero(blue[:, x]).mean() for x in (left, (left + right) // 2, right)]
+
+  bottom, middle, top = drawn(logarithmic=True)
+  assert abs((bottom + top) / 2 - middle) < 0.1 * (bottom - top)
+  bottom, middle, top = drawn()
+  assert (bottom - middle) < 0.2 * (bottom - top)
+
+
+def test_what_a_figure_says_is_drawn(monkeypatch):
+  said = []
+
+  def noted(self, x, y, text, **style):
+    said.append(text)
+
+  monkeypatch.setattr(drawing.Figure, "text", noted)
+  drawing.draw(sheet())
+  assert " ".join(said).split() == [
+    *("Title", *("Caption. " * 20).split(), "filter", "7", "a", "b"),
+    *("guided", "1.5", "2.5", "±3"),
+  ]
+
+
+def test_a_number_is_light_on_dark_and_dark_on_light(monkeypatch):
+  inks = {}
+
+  def noted(self, x, y, text, color="black", **style):
+    inks[text] = color
+
+  monkeypatch.setattr(drawing.Figure, "text", noted)
+  picture = np.array([[[0] * 3, [255] * 3]], np.uint8)
+  numbers = [np.array([[1.0, 2.0]])]
+  drawing.draw(sheet(blocks=[Block("", [Row("", [picture], numbers=numbers)])]))
+  assert (inks["1"], inks["2"]) == ("white", "black")
+
+
 def test_panels_side_by_side_with_the_same_curves_have_one_legend():
   panels = [
     Panel("", "error, %", [Curve(label, np.arange(5.0), np.arange(5.0), np.zeros(5))])

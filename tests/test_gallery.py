@@ -8,12 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from allcnn_jax.analysis import gallery, saliency
+from allcnn_jax.analysis import gallery, patches, saliency
 from allcnn_jax.analysis import sheet as sheet_lib
 from allcnn_jax.analysis import subject as subject_lib
 from allcnn_jax.analysis.subject import Request
 from allcnn_jax.data import stream
 from allcnn_jax.errors import UsageError
+from allcnn_jax.nets import architectures
 
 
 def test_figure_1_is_the_paper_s():
@@ -38,6 +39,24 @@ def test_figure_2_needs_no_image_and_so_goes_through_no_switches(pooling):
   assert [b.title.split(",")[0] for b in sheet.blocks] == ["conv1"]
   with pytest.raises(UsageError, match="conv2 is no convolution or lies above a max-pooling"):
     gallery.figure2(Request(lambda: pooling, layer="conv2"))
+
+
+def test_figure_2_s_rows_are_of_sixteen_filters(strided):
+  net = strided.net.clone(table=(architectures.Conv(3, 20, 1, (1, 1)), *strided.net.table[1:]))
+  variables = net.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  trained = strided.trained._replace(net=net, variables=variables)
+  wide = dataclasses.replace(strided, trained=trained)
+  sheet = gallery.figure2(Request(lambda: wide, layer="conv1"))
+  assert [x.label for x in sheet.blocks[0].rows] == ["0 to 15", "16 to 19"]
+  assert [len(x.pictures) for x in sheet.blocks[0].rows] == [16, 4]
+
+
+@pytest.mark.parametrize(
+  ("pool", "switches"), [("max", True), ("2", True), ("average", False), ("depthwise", False)]
+)
+def test_what_pools_by_the_size_of_its_numbers_needs_an_image(pool, switches):
+  assert gallery.has_switches(architectures.Pool(pool, 3, 2, (0, 0))) is switches
+  assert not gallery.has_switches(architectures.Conv(3, 4, 1, (1, 1)))
 
 
 def test_figure_2_of_chosen_filters(strided):
@@ -90,6 +109,24 @@ def test_figure_3_shows_the_patches_of_a_full_search(strided):
   assert all(len(r.pictures) == 10 for r in sheet.blocks[0].rows)
 
 
+def test_figure_3_says_of_each_filter_its_own_numbers(strided):
+  sheet = gallery.figure3(Request(lambda: strided, layer="conv2", channels=(4, 0)))
+  found = sheet.arrays
+  for i, channel in enumerate((4, 0)):
+    own = slice(10 * i, 10 * (i + 1))
+    values, *others = sheet.blocks[i].rows
+    assert list(values.notes) == [f"{v:.3g}" for v in found["all_values"][channel]]
+    row = saliency.locate(strided.net, "conv2", (32, 32, 3))
+    for stage, line in enumerate(others[2:]):
+      pairs = zip(found["random_signed"][stage, own], found["random_absolute"][stage, own])
+      said = [" | ".join("off" if np.isnan(v) else f"{v:.2f}" for v in pair) for pair in pairs]
+      assert list(line.notes) == said
+      drawn = patches.crop(
+        strided.unwhiten(found["random_pictures"][stage, own]), row, found["all_positions"][channel]
+      )
+      assert line.end == f"±{sheet_lib.scale_of(drawn):.3g}"
+
+
 def test_figure_3_by_default_takes_the_strongest_filters_of_the_last_wide_layer(strided):
   sheet = gallery.figure3(Request(lambda: strided))
   assert sheet.name == "figure3_conv3"
@@ -99,7 +136,9 @@ def test_figure_3_by_default_takes_the_strongest_filters_of_the_last_wide_layer(
 
 def test_figure_3_believes_no_patch_that_does_not_replay(strided, monkeypatch):
   def wrong(*args, **kwargs):
-    return 2 * replay(*args, **kwargs)
+    """The largest of all is 5 % off."""
+    found = replay(*args, **kwargs)
+    return found + 0.05 * found.max() * (np.arange(len(found)) == found.argmax())
 
   replay = gallery.patches.replay
   monkeypatch.setattr(gallery.patches, "replay", wrong)

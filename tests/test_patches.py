@@ -112,6 +112,15 @@ def test_the_patch_seen_is_no_smaller_than_stated(trained):
   assert (columns.min(), columns.max()) == (start[1], start[1] + width - 1)
 
 
+def test_a_field_as_large_as_a_side_is_the_whole_side(trained):
+  net, *_ = trained
+  row = saliency.locate(net, "conv2", (13, 11, 3))._replace(field=11, offset=-3, stride=2)
+  (start,), sides = patches.field(row, np.array([[2, 1]]), (13, 11, 3))
+  assert (list(start), sides) == ([1, 0], (11, 11))
+  (start,), sides = patches.field(row._replace(field=12), np.array([[2, 1]]), (13, 11, 3))
+  assert (list(start), sides) == ([1, 0], (12, 11))
+
+
 def test_crops_are_filled_up_beyond_the_border(trained):
   net, _, images = trained
   row = saliency.locate(net, "conv2", images.shape[1:])

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from allcnn_jax.analysis import randomization, saliency
+from allcnn_jax.analysis import patches, randomization, saliency
 from allcnn_jax.nets import model
 from allcnn_jax.nets.architectures import Conv, GlobalAverage
 
@@ -54,6 +54,30 @@ def test_a_layer_in_the_middle_randomises_nothing_above_it(trained):
   units = saliency.strongest(net, variables, images, layer="conv2")
   stages = randomization.cascade(net, variables, images, units, jax.random.key(2), layer="conv2")
   assert [s.layer for s in stages] == ["conv2", "conv1"]
+
+
+def test_correlations_are_spearman_s_of_what_the_unit_sees(trained):
+  net, variables, images = trained
+  units = saliency.strongest(net, variables, images, layer="conv2")
+  where = {"layer": "conv2", "channel": units.channel, "position": units.position}
+  row = saliency.locate(net, "conv2", images.shape[1:])
+  seen = patches.visible(row, np.asarray(units.position), images.shape[1:])[..., 0]
+  before = np.asarray(saliency.attribute(net, variables, images, **where))
+  for stage in randomization.cascade(
+    net, variables, images, units, jax.random.key(2), layer="conv2"
+  ):
+    for i, (a, b) in enumerate(zip(before, stage.pictures)):
+      a, b = a[seen[i]].ravel(), b[seen[i]].ravel()
+      found = stage.signed[i], stage.absolute[i]
+      theirs = scipy.stats.spearmanr(a, b), scipy.stats.spearmanr(abs(a), abs(b))
+      np.testing.assert_allclose(found, [x.statistic for x in theirs], atol=1e-6)
+
+
+def test_notes_are_the_signed_correlation_then_that_of_absolute_values():
+  stage = randomization.Stage(
+    "conv1", np.zeros((3, 1, 1, 1)), np.array([0.1, 0.2, np.nan]), np.array([0.5, 0.6, 0.7])
+  )
+  assert randomization.correlations(stage, slice(1, 3)) == ["0.20 | 0.60", "off | 0.70"]
 
 
 def test_correlations_count_only_what_the_unit_sees(trained):

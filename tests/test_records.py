@@ -6,6 +6,7 @@ from allcnn_jax import config as config_lib
 from allcnn_jax.analysis import records
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import loop, machine
+from tests.made import of_rule
 
 
 def test_a_record_says_what_its_run_s_folder_does(tiny, tmp_path):
@@ -25,6 +26,27 @@ def test_a_record_says_what_its_run_s_folder_does(tiny, tmp_path):
   assert kept.machine == run.machine
   assert kept.machine.keys() == machine.machine().keys() <= written.keys()
   assert records.read(tmp_path / "runs" / "a")[0].metrics == run.metrics
+
+
+def test_a_run_beside_its_record_is_one(tiny, tmp_path):
+  tiny.train.steps = 1
+  loop.train(tiny, tmp_path / "a.1")
+  for name in ("a.1", "b"):
+    records.write(tmp_path / "a.1", tmp_path / f"{name}.json")
+  assert [run.name for run in records.read(tmp_path)] == ["a.1", "b"]
+
+
+def test_a_record_s_numbers_have_five_digits(tiny, tmp_path):
+  (tmp_path / "config.json").write_text(config_lib.to_json(tiny))
+  (tmp_path / "metrics.jsonl").write_text('{"step": 1, "train_loss": 1.2345678}\n')
+  assert records.read(tmp_path)[0].metrics == [{"step": 1, "train_loss": 1.2346}]
+
+
+def test_a_run_that_has_not_ended_is_none_that_is_alive():
+  ended, running = of_rule(), of_rule(seed=1)
+  running.evaluation.clear()
+  assert records.alive([running, ended]) == [ended]
+  assert records.alive([running]) == [running]
 
 
 def test_a_run_s_record_is_called_as_its_folder_is(tiny, tmp_path, monkeypatch):

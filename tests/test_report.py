@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from allcnn_jax.analysis import report, tables
+from allcnn_jax.analysis import figures, report, tables
 from allcnn_jax.errors import UsageError
 from allcnn_jax.training import evaluate, loop, sweep
 from tests.made import of_rule as record
@@ -59,6 +59,32 @@ def test_two_runs_are_one_line_in_markdown_json_and_html(two, tmp_path):
   assert not (tmp_path / "elsewhere").exists()
 
 
+def test_figures_of_the_runs_are_on_the_page(two):
+  figures.visualize(two / "run0", "1")
+  report.report(two)
+  assert 'id="run0/figures/figure1"' in (two / "report.html").read_text()
+
+
+def test_a_sweep_s_table_is_the_one_that_it_names(two):
+  (two / sweep.FILE).write_text('{"table": "table4", "rates": [], "units": {}}')
+  report.report(two)
+  title = tables.make([], "table4").title
+  assert (two / "TABLE.md").read_text().startswith(f"# {title}\n")
+
+
+def test_names_are_no_markup():
+  made = tables.make([record("bp", dataset__name="npz:/<b>.npz")])._replace(broken=["<i>: no"])
+  text = report._html(made)
+  assert "<b>" not in text
+  assert "<i>" not in text
+  assert "&lt;b&gt;" in text
+
+
+def test_numbers_have_three_digits_and_no_exponent():
+  found = [report.plain(x) for x in (None, 0.12345, 999.4, 999.7, 1234.5)]
+  assert found == ["", "0.123", "999", "1,000", "1,234"]
+
+
 def test_broken_runs_are_told_and_kept(two, tmp_path):
   (two / "run2.broken").write_text("RuntimeError: no memory\n")
   (two / sweep.FILE).write_text('{"table": "", "rates": [], "units": {}}')
@@ -110,7 +136,7 @@ def test_a_curve_that_is_the_beginning_of_another_is_left_out():
     (chart,) = report.curves([record(train__epochs=n, **given) for n in (2, 5)])
     return [len(panel.curves) for panel in chart.panels]
 
-  assert epochs() == [1, 1]
+  assert epochs() == epochs(dataset__validation=10) == [1, 1]
   assert epochs(optimizer__schedule="triangle") == epochs(optimizer__warmup=0.1) == [2, 2]
 
 

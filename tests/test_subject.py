@@ -46,6 +46,14 @@ def test_what_is_transparent_is_white(strided, tmp_path):
   assert (found[18:] == (10, 20, 30)).all()
 
 
+def test_a_photo_stands_as_its_camera_was_held(strided, tmp_path):
+  image = Image.new("RGB", (30, 20))
+  exif = image.getexif()
+  exif[0x0112] = 6  # orientation: the right side is up
+  image.save(tmp_path / "a.jpg", exif=exif)
+  assert strided.photo(str(tmp_path / "a.jpg")).shape == (1, 30, 20, 3)
+
+
 def test_large_photos_are_made_smaller(strided, tmp_path):
   assert strided.photo(save(tmp_path / "a.png", "RGB", (2000, 1000))).shape == (1, 256, 512, 3)
 
@@ -57,6 +65,7 @@ def test_whitening_and_dense_layers_fix_a_photo_s_size(strided, tmp_path):
   dense = model.create("model_c", 10, head="dense")
   flat = dataclasses.replace(strided, trained=strided.trained._replace(net=dense))
   assert white.photo(path).shape == flat.photo(path).shape == (1, 32, 32, 3)
+  assert dataclasses.replace(white, stored=(24, 40, 3)).photo(path).shape == (1, 24, 40, 3)
 
 
 def test_what_is_no_picture_is_one_line(strided, tmp_path):
@@ -88,6 +97,14 @@ def test_a_net_that_takes_a_cut_sees_the_centre(strided):
   np.testing.assert_allclose(cut.inputs(images), strided.inputs(images)[:, 4:28, 4:28])
   gradients = np.ones((2, 24, 24, 3), np.float32)
   assert cut.unwhiten(gradients).shape == (2, 24, 24, 3)
+
+
+def test_what_is_around_an_image_on_a_larger_canvas_is_grey(strided):
+  large = dataclasses.replace(strided, trained=strided.trained._replace(image=(40, 40, 3)))
+  images = strided.data(None).take(np.arange(2))
+  seen = large.seen(images)
+  np.testing.assert_array_equal(seen[:, 4:36, 4:36], images)
+  assert (seen[:, :4] == 128).all()
 
 
 def test_the_classes_that_are_predicted_come_surest_first(strided):

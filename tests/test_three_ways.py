@@ -63,6 +63,33 @@ def test_figure_5_asks_the_class_scores(strided):
   assert sheet.blocks[0].headings[0] == "score of\nclass 3"
 
 
+def test_a_figure_says_whose_pixels_it_shows(strided):
+  own = three_ways.figure4(Request(lambda: strided, layer="conv2"))
+  chosen = three_ways.figure4(Request(lambda: strided, layer="conv2", channels=(2,)))
+  assert own.caption.startswith("Which pixels speak for the largest activation of conv2 in each")
+  assert "the largest activation of filter 2 of conv2 in each image" in chosen.caption
+  title = "without pooling"
+  (block,) = [x for x in chosen.blocks if x.title == title]
+  places = chosen.arrays[f"{title}: position"]
+  assert list(block.headings) == [f"unit 2\nat {i}, {j}" for i, j in places]
+  assert any(i != j for i, j in places)
+
+
+def test_notes_are_the_cascade_s_and_each_net_s_own(strided):
+  sheet = three_ways.figure5(Request(lambda: strided))
+  inputs = strided.inputs(next(strided.data(None).batches(5)))
+  switched = strided.net.clone(table=architectures.pooled(strided.net.table))
+  nets = {"without pooling": strided.net, "with pooling and switches": switched}
+  for block in sheet.blocks:
+    kept = {k.partition(": ")[2]: v for k, v in sheet.arrays.items() if k.startswith(block.title)}
+    assert list(block.rows[0].notes) == strided.predicted(nets[block.title], inputs)
+    for i, row in enumerate(block.rows[4:]):
+      pairs = zip(kept["random_signed"][i], kept["random_absolute"][i])
+      assert list(row.notes) == [f"{a:.2f} | {b:.2f}" for a, b in pairs]
+      drawn = strided.unwhiten(kept["random_pictures"][i])
+      assert row.end == f"±{sheet_lib.scale_of(drawn):.3g}"
+
+
 def test_figure_6_is_of_a_net_with_max_pooling(strided, pooling):
   sheet = three_ways.figure6(Request(lambda: pooling))
   assert len(sheet.blocks) == 1

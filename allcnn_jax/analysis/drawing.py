@@ -193,10 +193,13 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
   shared = len(labels) == 1
   height, legend, abreast = _SIZE[1] * rows, 0.0, columns
   if shared:
-    (named,) = labels
-    widest = max(_width(label, _TEXT) for label in named) / DPI
+    (told,) = labels
+    widest = max(_width(label, _TEXT) for label in told) / DPI
     abreast = min(columns, max(1, int(width / (widest + _HANDLE))))
-    legend = _LEGEND_LINE * math.ceil(len(named) / abreast) + 0.15
+    if widest + _HANDLE > width:
+      letter = max(_width(label, _TEXT) / len(label) for label in told if label) / DPI
+      told = [textwrap.fill(label, int((width - _HANDLE) / letter)) for label in told]
+    legend = _LEGEND_LINE * math.ceil(sum(x.count("\n") + 1 for x in told) / abreast) + 0.15
   else:
     height += _LEGEND_LINE * max(_lines_below(x) for x in labels) * rows
   below = _LINE * len(caption) + 0.15
@@ -222,9 +225,9 @@ def _chart(chart: Chart) -> UInt8[np.ndarray, "h w 3"]:
     for axes in grid.flat[len(chart.panels) :]:
       axes.set_axis_off()
     if shared:
-      lines = grid.flat[0].get_legend_handles_labels()
+      lines, _ = grid.flat[0].get_legend_handles_labels()
       place = {"loc": "lower center", "bbox_to_anchor": (0.5, below / whole)}
-      figure.legend(*lines, ncols=abreast, frameon=False, **place)
+      figure.legend(lines, told, ncols=abreast, frameon=False, **place)
     figure.text(0.01, 0.01, "\n".join(caption), color="#444", va="bottom")
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[..., :3].copy()

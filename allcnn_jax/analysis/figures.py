@@ -7,11 +7,12 @@ A figure is computed (by the modules of `FIGURES` and `alignment`), drawn (`draw
 import functools
 import io
 import zipfile
+import zlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from etils import epath
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from allcnn_jax import files
 from allcnn_jax.analysis import (
@@ -27,7 +28,7 @@ from allcnn_jax.analysis import (
 )
 from allcnn_jax.analysis.chart import Chart
 from allcnn_jax.analysis.sheet import Sheet
-from allcnn_jax.errors import UsageError, unknown
+from allcnn_jax.errors import UsageError, is_denied, unknown
 from allcnn_jax.training import layout, sharding
 
 FIGURES: dict[str, Callable[[subject.Request], Sheet]] = {
@@ -41,6 +42,11 @@ FIGURES: dict[str, Callable[[subject.Request], Sheet]] = {
   "fa1": ways_back.figure,
 }
 
+# What NumPy and Pillow raise of a file that is none of ours, or not any more.
+_DAMAGED = (
+  *(ValueError, KeyError, EOFError, OSError, RuntimeError, SyntaxError),
+  *(zipfile.BadZipFile, zlib.error),
+)
 # Which flags a figure takes; without a name, that of `inputs`.
 _TAKES: dict[str | None, tuple[str, ...]] = {
   "2": ("layer", "channels", "step"),
@@ -124,7 +130,7 @@ def write(figure: Sheet | Chart, directory: epath.Path) -> list[epath.Path]:
 def written(directory: epath.Path, place: str = "") -> list[page.Figure]:
   """All figures in a folder, by name; `place` is the way to it from where the page will be.
 
-  Pictures that `write` did not make are left out.
+  Pictures that `write` did not make, or that are damaged, are left out.
   """
   figures = []
   for path in sorted(directory.glob("*.png")):
@@ -135,7 +141,9 @@ def written(directory: epath.Path, place: str = "") -> list[page.Figure]:
           title, caption = str(archive["title"]), str(archive["caption"])
         png = path.read_bytes()
         width = round(Image.open(io.BytesIO(png)).width * 96 / drawing.DPI)
-      except (ValueError, KeyError, EOFError, zipfile.BadZipFile, UnidentifiedImageError):
+      except _DAMAGED as error:
+        if is_denied(error):
+          raise
         continue
       figures.append(page.Figure(place + path.stem, title, caption, png, width))
   return figures

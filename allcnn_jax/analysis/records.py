@@ -100,12 +100,14 @@ def alive(runs: Sequence[Record]) -> list[Record]:
 def longest(runs: Sequence[Record]) -> list[Record]:
   """Those with the most epochs, of runs that differ in nothing else but their seed.
 
-  Runs whose rate goes by `train.epochs` differ in all rates, and stay.
+  Runs whose rate goes by `train.epochs` differ in all rates, and stay. A run that is not "ok" is
+  longer than no other that is.
   """
   keys = [_key(_telling(run) | ({} if _paced(run) else {"train.epochs": 0})) for run in runs]
-  most: dict[str, int] = {}
+  alike: dict[str, list[Record]] = {}
   for key, run in zip(keys, runs):
-    most[key] = max(most.get(key, 0), run.config.train.epochs)
+    alike.setdefault(key, []).append(run)
+  most = {key: max(x.config.train.epochs for x in alive(found)) for key, found in alike.items()}
   return [run for key, run in zip(keys, runs) if run.config.train.epochs == most[key]]
 
 
@@ -165,7 +167,7 @@ def write(workdir: epath.PathLike, path: epath.PathLike) -> None:
 
 
 def read(folder: epath.PathLike) -> list[Record]:
-  """The runs in a folder: itself, the runs' folders in it, or the files that `write` made.
+  """The runs in a folder: itself, the runs' folders in it, and the files that `write` made of others.
 
   Raises:
     UsageError: there are none.
@@ -175,7 +177,8 @@ def read(folder: epath.PathLike) -> list[Record]:
     return [_of_workdir(folder)]
   inside = sorted(folder.iterdir()) if folder.is_dir() else []
   runs = [_of_workdir(x) for x in inside if layout.holds_run(x)]
-  runs += [_of_file(x) for x in inside if x.suffix == ".json" and x.name not in NO_RECORDS]
+  kept = (x for x in inside if x.suffix == ".json" and x.name not in NO_RECORDS)
+  runs += [_of_file(x) for x in kept if not layout.holds_run(x.with_suffix(""))]
   if not runs:
     raise UsageError(f"{folder} is no run's folder, and holds neither runs nor their records.")
   return runs

@@ -110,7 +110,7 @@ def curves(runs: Sequence[records.Record]) -> list[Chart]:
     _curves(
       "curves_held_out",
       "Learning curves on held-out training images",
-      records.groups(held_out, ("model.name", "optimizer.learning_rate")),
+      records.groups(records.longest(held_out), ("model.name", "optimizer.learning_rate")),
     ),
   ]
   return [x for x in charts if x.panels]
@@ -184,7 +184,7 @@ def trials(made: Made) -> Grid:
       _two(x.error),
       _counted(x),
       _not_counted(x),
-      _plain(x.epoch),
+      plain(x.epoch),
     ]
     for x in made.trials
   ]
@@ -204,14 +204,14 @@ def _cells(x: Line, numbers: Mapping[str, int]) -> Sequence[str]:
     _two(x.deviation),
     _counted(x) if x.rate is not None else "",
     _not_counted(x),
-    _plain(x.epoch),
+    plain(x.epoch),
     "" if x.difference is None else f"{x.difference:+.2f}",
     _many(x.parameters),
     x.printed_parameters,
     _many(x.multiply_adds),
     rate,
-    _plain(x.epoch_seconds),
-    _plain(x.seconds),
+    plain(x.epoch_seconds),
+    plain(x.seconds),
     ", ".join(map(str, sorted(numbers[text] for text in x.measured_with))),
     "not compared" if x.unlike is None else ", ".join(x.unlike),
   )
@@ -237,8 +237,9 @@ def _two(value: float | None) -> str:
   return "" if value is None else f"{value:.2f}"
 
 
-def _plain(value: float | None) -> str:
-  return "" if value is None else f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+def plain(value: float | None) -> str:
+  """Three digits, and all in front of the point."""
+  return "" if value is None else f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 def _many(value: int | None) -> str:

@@ -115,8 +115,7 @@ def _epochs(x: tables.Line) -> str:
 
 def _time(x: tables.Line) -> str:
   """What the training steps of a run took, and where."""
-  seconds = f"{x.seconds:,.0f}" if x.seconds >= 1000 else f"{x.seconds:.3g}"
-  return f"{seconds} s on {x.measured_with[0].partition(',')[0]}"
+  return f"{report.plain(x.seconds)} s on {x.measured_with[0].partition(',')[0]}"
 
 
 def _repeats(run: records.Record, row: printed.Row) -> bool:

@@ -268,7 +268,7 @@ def _line(members: list[Record], held_out: list[Group], name: str, row: Row | No
 
 def _tried(config: ml_collections.ConfigDict, held_out: list[Group]) -> tuple[float, ...]:
   """The rates of the runs on held-out images that are like this one in all else."""
-  free = ("seed", "optimizer.learning_rate", "dataset.validation")
+  free = (*config_lib.QUIET, "seed", "optimizer.learning_rate", "dataset.validation")
 
   def rest(config):
     return {k: v for k, v in config_lib.leaves(config) if k not in free}

@@ -79,7 +79,8 @@ def _three_ways(
     arrays[f"{title}: channel"] = np.asarray(units.channel)
     arrays[f"{title}: position"] = np.asarray(units.position)
     blocks.append(Block(title, rows, _unit_names(subject, layer, units)))
-  question = "the class score" if layer == saliency.LOGITS else f"the largest activation of {layer}"
+  unit = layer if channel is None else f"filter {channel} of {layer}"
+  question = "the class score" if layer == saliency.LOGITS else f"the largest activation of {unit}"
   caption = (
     f"Which pixels speak for {question} in each image: the unit above each column, the predicted "
     f"class below its image. {sheet.scaling()} {randomization.CAPTION}"
