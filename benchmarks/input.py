@@ -136,7 +136,7 @@ def main():
   print(f"first batch after {found['seconds_to_first_batch']}")
 
   batches = ours(flags.dataset, flags.batch_size, flags.workers)
-  part, memory = flags.epoch // flags.batch_size // 10, []
+  part, memory = max(1, flags.epoch // flags.batch_size // 10), []
   for _ in range(0 if flags.workers else 10):
     for _ in itertools.islice(batches, part):
       pass

@@ -204,12 +204,55 @@ def test_graham_s_maps_stay_within_their_limits(key):
   assert 1300 < (np.linalg.det(forward) < 0).sum() < 1700
   rotated = np.abs(forward[:, 0, 1] * forward[:, 1, 0]) > 1e-9
   assert 850 < rotated.sum() < 1150
-  # Stretched last, so that a row of a shear is longer or shorter as a whole.
+  # Stretched first, so that a row of a shear is longer or shorter as a whole.
   sheared = forward[(forward[:, 0, 1] != 0) & (np.abs(forward[:, 1, 0]) < 1e-9)]
   assert 0.099 < np.abs(sheared[:, 0, 1] / sheared[:, 1, 1]).max() <= 0.1001
   only = np.abs(np.linalg.inv(still(skew=0.1).inverse(key, 3000)))
   assert 0.099 < only[:, 0, 1].max() <= 0.1001
   assert 0.099 < only[:, 1, 0].max() <= 0.1001
+
+
+def test_graham_s_maps_are_of_every_kind_and_sign(key):
+  forward = np.linalg.inv(still(stretch=0.2).inverse(key, 3000))
+  sides = np.abs([forward[:, 0, 0], forward[:, 1, 1]])
+  assert abs(np.corrcoef(*sides)[0, 1]) < 0.1  # each axis is stretched by itself
+  matrix = np.asarray(still(skew=0.1).inverse(key, 3000))
+  for i, j in ((0, 1), (1, 0)):
+    sheared = matrix[(matrix[:, i, j] != 0) & (matrix[:, j, i] == 0), i, j]
+    assert 850 < len(sheared) < 1150
+    assert abs((sheared > 0).mean() - 0.5) < 0.1
+
+
+def test_graham_s_colours_are_planes_through_the_image_s_centre_for_each_channel(key):
+  images = jnp.ones((64, 13, 13, 3))
+  moved = jnp.broadcast_to(jnp.array([3.0, -2.0]), (64, 2))
+
+  def change(*colour):
+    return np.asarray(still(colour=colour)._recolour(key, images, moved) - images)
+
+  rows, columns = change(0.0, 0.0, 2.4, 0.0), change(0.0, 0.0, 0.0, 2.4)
+  assert not rows[:, 9].any()
+  assert rows[:, 8].all()
+  assert not columns[:, :, 4].any()
+  assert columns[:, :, 5].all()
+  assert abs(np.corrcoef(rows[:, 8, 0].T)[0, 1]) < 0.5
+
+
+@pytest.mark.parametrize(
+  ("n", "side", "how", "size"),
+  [
+    (4000, 32, {"stretch": 0.2, "skew": 0.2, "shift": 16}, 126),
+    (64, 8, {"stretch": 0.2}, 61),
+  ],
+)
+def test_the_window_holds_all_at_the_size_of_use_and_on_an_odd_canvas(key, n, side, how, size):
+  graham, images = still(**how), jnp.ones((n, side, side, 1))
+  _, shapes, shifts = jax.random.split(key, 3)
+  moved = jax.random.randint(shifts, (n, 2), -graham.shift, graham.shift + 1).astype(jnp.float32)
+  matrix = graham.inverse(shapes, n)
+  whole = jax.jit(augmentation.warp, static_argnums=3)(images, matrix, moved, (size, size))
+  found = jax.jit(graham, static_argnums=2)(key, images, (size, size))
+  np.testing.assert_allclose(found, whole, atol=1e-5)
 
 
 def test_the_window_that_is_warped_holds_all_that_is_not_grey(key):

@@ -194,12 +194,12 @@ def test_only_what_is_trained_on_is_counted(photos):
     datasets.sizes("photos", renamed("train", "tarin"))
 
 
-@pytest.mark.parametrize("split", ["test[5:2]", "test[3:3]"])
+@pytest.mark.parametrize("split", ["test[5:2]", "test[3:3]", "test[:12]"])
 def test_a_part_of_a_split_without_images_is_refused(photos, split):
   builder = datasets._prepared("photos", photos())
-  assert len(datasets._open("photos", builder, "test[2:5]")) == 3
-  with pytest.raises(UsageError, match="is empty, or not understood"):
-    datasets._open("photos", builder, split)
+  assert len(datasets._open("photos", builder, "test[2:5]", "")) == 3
+  with pytest.raises(UsageError, match="is empty, not understood, or goes beyond its 11 images"):
+    datasets._open("photos", builder, split, "")
 
 
 def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):
@@ -207,6 +207,34 @@ def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):
     datasets.training_images("cifar10", 0, str(tmp_path))
   with pytest.raises(UsageError, match="leaves none of digits's 1438"):
     datasets.training_images("digits", 1438)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "removed", "about", "features"])
+def test_a_set_that_is_damaged_is_one_line_that_says_what_to_do(photos, damage):
+  """As by a copy that was broken off: of the images, or of what TFDS wrote beside them."""
+  folder = pathlib.Path(photos())
+  place = folder / "photos" / "1.0.0"
+  about = place / "dataset_info.json"
+  features = place / "features.json"
+  # A set of one size is held in memory.
+  features.write_text(features.read_text().replace('"-1", "-1"', '"48", "64"'))
+  file = {"about": about, "features": features}.get(damage) or next(place.glob("*train*"))
+  content = file.read_bytes()
+  if damage == "removed":
+    file.unlink()
+  else:
+    file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
+  with pytest.raises(UsageError, match=r"photos.* is damaged \(.*\)\. Remove it, then") as error:
+    datasets.load("photos", "train", IMAGE, data_dir=str(folder))
+  assert "\n" not in str(error.value)
+
+
+def test_a_stream_with_a_validation_split_is_evaluated_on_it(photos):
+  folder = photos()
+  assert datasets.eval_split("photos", 0, folder) == "test"
+  path = next(pathlib.Path(folder).rglob("dataset_info.json"))
+  path.write_text(path.read_text().replace('"name": "test"', '"name": "validation"'))
+  assert datasets.eval_split("photos", 0, folder) == "validation"
 
 
 class _Prepared:

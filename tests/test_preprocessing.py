@@ -108,6 +108,14 @@ def test_standardized_channels_have_mean_0_and_deviation_1(images):
   np.testing.assert_allclose(x.std((0, 1, 2)), 1, atol=1e-5)
 
 
+def test_a_channel_that_never_changes_is_standardized_to_0(images):
+  images = images.copy()
+  images[..., 1] = 7
+  x = np.asarray(preprocessing.fit("standardize", images).apply(images))
+  assert (x[..., 1] == 0).all()
+  assert np.isfinite(x).all()
+
+
 @pytest.mark.parametrize("kind", preprocessing.KINDS)
 def test_what_was_fitted_comes_back_from_disk(tmp_path, images, kind):
   fitted = preprocessing.Fitted(preprocessing.fit(kind, images), ("a", "b"), 400)
@@ -159,8 +167,10 @@ def test_the_same_images_are_fitted_to_once(tmp_path, monkeypatch):
   np.testing.assert_array_equal(matrix("second"), first)
   assert len(fits) == 1
   assert not np.array_equal(matrix("others", images[::-1] // 2), first)
+  last = np.concatenate([images[:-1], 255 - images[-1:]])
+  assert not np.array_equal(matrix("another last one", last), first)
   matrix("other names", classes=("a", "c"))
-  assert len(fits) == 3
+  assert len(fits) == 4
 
 
 def test_what_may_not_be_read_is_not_called_damaged(tmp_path, images, monkeypatch):

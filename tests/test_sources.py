@@ -203,6 +203,37 @@ def test_what_other_processes_could_not_read_counts_in_an_evaluation(streamed):
     source.check(evaluated=15)
 
 
+def test_images_held_out_of_a_stream_are_not_trained_on(streamed):
+  streamed.dataset.validation = 5
+  splits = ("train", "validation", "test")
+  assert [sources.open(streamed, split).examples for split in splits] == [13, 5, 11]
+
+
+def test_another_set_may_be_a_stream_whatever_the_training_images_went_through(streamed):
+  streamed.dataset.augment = "shift_flip"
+  source = sources.open(streamed, "test", "photos")
+  source.prepare(preprocessing.fit("grey", source.sample()))
+  assert len(images_of(source.evaluation(4))) == 11
+  with pytest.raises(UsageError, match="vary in size 'shift_flip'"):
+    next(source.evaluation(4, views=2))
+
+
+def test_views_are_augmented_as_the_config_says(tiny):
+  """Graham's warps without any change but the flip."""
+  tiny.dataset.augment, tiny.dataset.preprocessing = "graham", "grey"
+  tiny.model.name, tiny.model.dropout = "large_all_cnn", ()
+  for key in ("stretch", "skew"):
+    tiny.graham[key] = 0.0
+  tiny.graham.shift, tiny.graham.colour = 0, (0.0, 0.0, 0.0, 0.0)
+  source = opened(tiny)
+  (batch, *_), (plain, *_) = source.evaluation(8, views=1), source.evaluation(8)
+  view, image = np.asarray(batch.views[0])[:, 47:79, 47:79], np.asarray(plain.views[0])
+  same, mirrored = (
+    np.isclose(view, x, atol=1e-4).all((1, 2, 3)) for x in (image, image[:, :, ::-1])
+  )
+  assert (same | mirrored).all()
+
+
 @pytest.mark.parametrize(
   ("key", "value", "said"),
   [

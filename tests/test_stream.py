@@ -60,6 +60,14 @@ def test_every_kind_of_picture_is_decoded_as_pillow_does(photo, mode, form):
   assert np.abs(decoded - pillow).max() <= 3
 
 
+def test_a_picture_of_65536_levels_is_scaled():
+  levels = np.linspace(0, 65535, 256).round().astype(np.uint16).reshape(8, 32)
+  file = io.BytesIO()
+  Image.fromarray(levels).save(file, "PNG")
+  found = stream.decode(file.getvalue(), 8)
+  np.testing.assert_array_equal(found[..., 0], np.arange(256).reshape(8, 32))
+
+
 def test_large_pictures_are_decoded_small_and_small_ones_whole(photo):
   assert stream.decode(photo(0, size=(400, 600)), 50).shape == (50, 75, 3)  # an eighth
   assert stream.decode(photo(0, size=(400, 600)), 51).shape == (100, 150, 3)
@@ -135,6 +143,18 @@ def test_views_are_several_crops_of_the_same_images(train):
   [batch] = train.evaluation(CROPS, 18, views=3)
   assert batch.images.shape == (3, 18, 32, 32, 3)
   assert len({view.tobytes() for view in batch.images}) == 3
+
+
+def test_a_random_crop_is_of_its_position_its_view_and_its_seed(train):
+  [batch] = train.evaluation(CROPS, 18, views=2)
+  into = np.zeros((32, 32, 3), np.uint8)
+  for view in range(2):
+    for position in range(18):
+      image = stream.decode(train._source[position].content, CROPS.side)
+      CROPS.cut(image, into, position, view)
+      np.testing.assert_array_equal(batch.images[view, position], into)
+  [other] = train.evaluation(dataclasses.replace(CROPS, seed=6), 18)
+  assert (other.images[0] != batch.images[0]).any((1, 2, 3)).mean() > 0.8
 
 
 def test_damaged_records_are_named_and_the_next_one_takes_their_place(photos):

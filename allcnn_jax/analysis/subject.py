@@ -81,7 +81,10 @@ class Subject:
 
   def photo(self, path: epath.PathLike) -> UInt8[np.ndarray, "1 h w c"]:
     """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that."""
-    image = _opaque(_in_levels(_opened(path), path))
+    image = _opened(path)
+    if image.mode == "F":
+      raise UsageError(f"--input={path}: its pixels are no integers.")
+    image = _opaque(datasets.in_256_levels(image))
     image = image.convert("RGB" if self.stored[2] == 3 else "L")
     dense = any(isinstance(x, architectures.Dense) for x in self.net.table)
     if dense or isinstance(self.trained.preprocessor, preprocessing.Zca):
@@ -182,15 +185,6 @@ def _center(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _is_conv(layer: architectures.Layer) -> bool:
   return isinstance(layer, architectures.Conv)
-
-
-def _in_levels(image: Image.Image, path: epath.PathLike) -> Image.Image:
-  """The picture in 256 levels; one of 65,536 is scaled, which Pillow itself would cut off."""
-  if image.mode == "F":
-    raise UsageError(f"--input={path}: its pixels are no integers.")
-  if not image.mode.startswith("I"):
-    return image
-  return Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))
 
 
 def _opaque(image: Image.Image) -> Image.Image:

@@ -148,7 +148,7 @@ class Graham:
   colour: tuple[float, float, float, float] = (25.5, 0.15, 2.4, 2.4)
 
   def __call__(self, key: Key[Array, ""], images: Images, size: tuple[int, int]) -> Cut:
-    """Images of `size` from smaller ones of (raw - 128) / 128, zeros around them."""
+    """Images of `size` from smaller, square ones of (raw - 128) / 128, zeros around them."""
     colours, shapes, shifts = jax.random.split(key, 3)
     moved = jax.random.randint(shifts, (len(images), 2), -self.shift, self.shift + 1)
     moved = moved.astype(jnp.float32)

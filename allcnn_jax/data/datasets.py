@@ -11,6 +11,7 @@ random-access files. A set that is not prepared is refused with the command that
 import contextlib
 import hashlib
 import io
+import json
 import os
 import re
 from collections.abc import Callable
@@ -23,7 +24,7 @@ from jaxtyping import Int, UInt8
 from tqdm import tqdm
 
 from allcnn_jax import files
-from allcnn_jax.errors import UsageError, hint, unknown
+from allcnn_jax.errors import UsageError, hint, in_a_line, is_denied, unknown
 
 _MOST_CLASSES = 1_000_000  # of arrays of the user's own: more are labels of another kind
 _SPLIT_SEED = 0  # Which images are held out never depends on a run's seed.
@@ -92,7 +93,7 @@ class Records:
     builder = _prepared(name, data_dir)
     self.classes = tuple(_label(name, builder).names)
     stored = _stored_split(name, split, validation, data_dir)
-    self._serialized = _open(name, builder, stored).data_source
+    self._serialized = _open(name, builder, stored, data_dir).data_source
     first = 0
     with contextlib.suppress(Exception):  # one that is damaged is met later, and named
       first = self[0].label
@@ -328,6 +329,7 @@ def _npz(path: str) -> dict[str, Dataset]:
 def _builder(name: str, data_dir: str) -> Any:
   """The TFDS builder of a set, prepared or not."""
   import tensorflow_datasets as tfds  # slow to import, and not needed for arrays
+  from google.protobuf import json_format
 
   try:
     if ":" in name:
@@ -336,6 +338,8 @@ def _builder(name: str, data_dir: str) -> Any:
       # Unlike `tfds.builder` it asks no network for an unknown name. It takes none of a config.
       tfds.builder_cls(name.partition("/")[0])
     return tfds.builder(name, data_dir=str(_place(data_dir)))
+  except (json_format.ParseError, json.JSONDecodeError) as error:
+    raise _damaged(_place(data_dir) / name, name, data_dir, error) from None
   except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, OSError) as error:
     known = ["digits", *re.findall(r"- (\w+)", str(error))]
     raise UsageError(
@@ -352,33 +356,50 @@ def _place(data_dir: str) -> epath.Path:
 def _prepared(name: str, data_dir: str) -> Any:
   """The TFDS builder of a set that is prepared as array_record."""
   builder = _builder(name, data_dir)
-  place = f"data_dir='{_place(data_dir)}', " if data_dir else ""
-  prepare = (
-    f'python -c "import tensorflow_datasets as tfds; '
-    f"tfds.builder('{name}', {place}file_format='array_record').download_and_prepare()\""
-  )
   if not builder.info.splits or not epath.Path(builder.data_dir).exists():
     _label(name, builder)  # what could not be used is not worth preparing
     raise UsageError(
-      f"TFDS has not prepared {name} in {_place(data_dir)}. Prepare it once with: {prepare}"
+      f"TFDS has not prepared {name} in {_place(data_dir)}. Prepare it once with: {_command(name, data_dir)}"
     )
   form = builder.info.file_format.value
   if form != "array_record":
     raise UsageError(
       f"{builder.data_dir} is in {form} form, which cannot be read without TensorFlow. "
-      f"Remove it, then prepare it with: {prepare}"
+      f"Remove it, then prepare it with: {_command(name, data_dir)}"
     )
   return builder
 
 
-def _open(name: str, builder: Any, split: str) -> Any:
+def _command(name: str, data_dir: str) -> str:
+  """What prepares a set."""
+  place = f"data_dir='{_place(data_dir)}', " if data_dir else ""
+  return (
+    f'python -c "import tensorflow_datasets as tfds; '
+    f"tfds.builder('{name}', {place}file_format='array_record').download_and_prepare()\""
+  )
+
+
+def _damaged(folder: epath.PathLike, name: str, data_dir: str, error: Exception) -> UsageError:
+  why = in_a_line(error)[:100]
+  return UsageError(
+    f"{folder} is damaged ({why}). Remove it, then prepare it with: {_command(name, data_dir)}"
+  )
+
+
+def _open(name: str, builder: Any, split: str, data_dir: str) -> Any:
   try:
     source = builder.as_data_source(split=split)
     len(source)  # refuses a part that ends before it begins
     return source
+  except RuntimeError as error:  # a file is missing
+    raise _damaged(builder.data_dir, name, data_dir, error) from None
   except ValueError:
-    if split.partition("[")[0] in builder.info.splits:
-      raise UsageError(f"The split {split!r} of {name} is empty, or not understood.") from None
+    own = split.partition("[")[0]
+    if own in builder.info.splits:
+      n = builder.info.splits[own].num_examples
+      raise UsageError(
+        f"The split {split!r} of {name} is empty, not understood, or goes beyond its {n} images."
+      ) from None
     raise unknown(f"split of {name}", split, builder.info.splits) from None
 
 
@@ -388,7 +409,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
   shape = builder.info.features["image"].shape
   if None in shape:
     raise UsageError(f"{name}'s images vary in size, {shape}: they are streamed (`stream.py`).")
-  source = _open(name, builder, split)
+  source = _open(name, builder, split, data_dir)
   place = _decoded(builder, split)
   with contextlib.suppress(FileNotFoundError, safetensors.SafetensorError):  # none, or damaged
     arrays = safetensors.numpy.load_file(place)
@@ -400,8 +421,13 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
     range(0, n, step), f"reading {name} {split}", unit="k", leave=False, disable=None
   ):
     stop = min(start + step, n)
-    for i, record in enumerate(source.__getitems__(list(range(start, stop))), start):
-      images[i], labels[i] = record["image"], record["label"]
+    try:
+      for i, record in enumerate(source.__getitems__(list(range(start, stop))), start):
+        images[i], labels[i] = record["image"], record["label"]
+    except Exception as error:  # of many kinds
+      if is_denied(error):
+        raise
+      raise _damaged(builder.data_dir, name, data_dir, error) from None
   _check_labels(name, split, int(labels.min(initial=0)))
   with contextlib.suppress(OSError):  # without a cache the next start takes longer
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -437,4 +463,13 @@ def _fit(name: str, images: np.ndarray, image: tuple[int, int, int]) -> np.ndarr
     lambda x: jax.image.resize(x.astype("float32"), (len(x), h, w, channels), "bilinear").round()
   )
   parts = [np.asarray(resize(x)) for x in np.array_split(images, -(-len(images) // 1000))]
-  return np.concatenate(parts).clip(0, 255).astype(np.uint8)
+  return np.concatenate(parts).astype(np.uint8)
+
+
+def in_256_levels(image: Any) -> Any:
+  """A picture of Pillow's with 65,536 levels in 256, where its own conversion would cut them off."""
+  from PIL import Image  # not needed for arrays
+
+  if not image.mode.startswith("I"):
+    return image
+  return Image.fromarray((np.asarray(image) / 257).clip(0, 255).round().astype(np.uint8))

@@ -108,7 +108,7 @@ def decode(content: bytes, least: int) -> UInt8[np.ndarray, "h w 3"]:
     return simplejpeg.decode_jpeg(content, "RGB", min_height=least, min_width=least, min_factor=2)
   except ValueError:
     with Image.open(io.BytesIO(content)) as image:
-      return np.asarray(image.convert("RGB"))
+      return np.asarray(datasets.in_256_levels(image).convert("RGB"))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,8 @@ class Streamed:
 
   def __init__(self, config: ml_collections.ConfigDict, split: str, name: str | None = None):
     c = config.dataset
-    stream.check_augmentation(c.augment)
+    if name is None:  # another set is evaluated, which may ask for no augmentation
+      stream.check_augmentation(c.augment)
     if c.preprocessing == "gcn_zca":
       raise UsageError(
         "dataset.preprocessing='gcn_zca' needs all images in memory: a set of images that vary in "
@@ -33,7 +34,7 @@ class Streamed:
       raise UsageError(f"{config.model.name} takes {channels} channel, not colour.")
     side = min(augmentation.stored_size(c.augment, (*self._size, 3))[:2])
     self._central = stream.Crops(self._size, side)
-    self._random = stream.Crops(self._size, side, stream.RANDOM[c.augment], config.seed)
+    self._random = stream.Crops(self._size, side, stream.RANDOM.get(c.augment, False), config.seed)
     self.classes, self.examples = self._stream.classes, len(self._stream)
     self._met: dict[str, None] = {}
     self._told = 0
@@ -88,6 +89,8 @@ class Streamed:
     return step_lib.Examples(batch.views[0], batch.labels)
 
   def evaluation(self, batch_size: int, views: int = 0) -> Iterator[Batch]:
+    if views:
+      stream.check_augmentation(self._config.dataset.augment)
     batches = self._stream.evaluation(
       self._random if views else self._central,
       sharding.round_up(batch_size),
