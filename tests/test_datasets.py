@@ -197,9 +197,9 @@ def test_only_what_is_trained_on_is_counted(photos):
 @pytest.mark.parametrize("split", ["test[5:2]", "test[3:3]", "test[:12]"])
 def test_a_part_of_a_split_without_images_is_refused(photos, split):
   builder = datasets._prepared("photos", photos())
-  assert len(datasets._open("photos", builder, "test[2:5]", "")) == 3
+  assert len(datasets._open("photos", builder, "test[2:5]")) == 3
   with pytest.raises(UsageError, match="is empty, not understood, or goes beyond its 11 images"):
-    datasets._open("photos", builder, split, "")
+    datasets._open("photos", builder, split)
 
 
 def test_training_images_of_a_set_that_is_not_here_are_not_promised(tmp_path):

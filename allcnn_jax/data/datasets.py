@@ -93,7 +93,7 @@ class Records:
     builder = _prepared(name, data_dir)
     self.classes = tuple(_label(name, builder).names)
     stored = _stored_split(name, split, validation, data_dir)
-    self._serialized = _open(name, builder, stored, data_dir).data_source
+    self._serialized = _open(name, builder, stored).data_source
     first = 0
     with contextlib.suppress(Exception):  # one that is damaged is met later, and named
       first = self[0].label
@@ -386,13 +386,11 @@ def _damaged(folder: epath.PathLike, name: str, data_dir: str, error: Exception)
   )
 
 
-def _open(name: str, builder: Any, split: str, data_dir: str) -> Any:
+def _open(name: str, builder: Any, split: str) -> Any:
   try:
     source = builder.as_data_source(split=split)
     len(source)  # refuses a part that ends before it begins
     return source
-  except RuntimeError as error:  # a file is missing
-    raise _damaged(builder.data_dir, name, data_dir, error) from None
   except ValueError:
     own = split.partition("[")[0]
     if own in builder.info.splits:
@@ -409,7 +407,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
   shape = builder.info.features["image"].shape
   if None in shape:
     raise UsageError(f"{name}'s images vary in size, {shape}: they are streamed (`stream.py`).")
-  source = _open(name, builder, split, data_dir)
+  source = _open(name, builder, split)
   place = _decoded(builder, split)
   with contextlib.suppress(FileNotFoundError, safetensors.SafetensorError):  # none, or damaged
     arrays = safetensors.numpy.load_file(place)
