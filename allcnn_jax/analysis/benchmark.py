@@ -70,9 +70,9 @@ class Rounds:
     sharding.check_batch_size(config.train.batch_size)
     config = config.copy_and_resolve_references()
     config.optimizer.learning_rate = _RATE
-    name, held_out = config.dataset.name, config.dataset.validation
-    sizes = datasets.sizes(name, config.dataset.data_dir)
-    examples = datasets.left_to_train(name, held_out, sizes.train)
+    c = config.dataset
+    sizes = datasets.sizes(c.name, c.data_dir)
+    examples = datasets.left_to_train(c.name, c.validation, sizes.train)
     parts.steps(config, examples)  # a batch of more is refused
     self.image, self._evaluated = parts.image(config), evaluate.batch_size(config)
     self.recipe = recipe = sharding.replicate(parts.recipe(config, sizes.classes, _EXAMPLES))

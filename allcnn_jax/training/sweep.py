@@ -384,7 +384,7 @@ def _claim(plan: Plan, workdir: epath.Path) -> None:
 
 
 def read(workdir: epath.PathLike) -> dict[str, Any]:
-  """The file of the sweep in a folder.
+  """The file of the sweep in a folder, its units complete.
 
   Raises:
     UsageError: it is damaged.
@@ -396,7 +396,7 @@ def read(workdir: epath.PathLike) -> dict[str, Any]:
   except ValueError as error:
     raise UsageError(f"{path} is damaged: {error}.") from None
   for name, unit in values["units"].items():
-    try:
+    try:  # of a sweep that began before there was a key, it has its default
       values["units"][name] = json.loads(config_lib.to_json(config_lib.from_json(json.dumps(unit))))
     except UsageError as error:
       raise UsageError(f"{path}: {name}: {error}") from None
