@@ -70,7 +70,7 @@ def test_a_mean_is_where_all_runs_have_a_value():
   two = [run(scale=1.0), run(seed=1, scale=3.0)]
   del two[1].metrics[-3]  # its training error at step 20
   (panel, _), _ = chart_lib.learning([("fa", two)], most=1)
-  assert (panel.curves[0].x, panel.curves[0].y) == (1.0, 20.0)
+  assert [list(panel.curves[0].x), list(panel.curves[0].y)] == [[1.0], [20.0]]
 
 
 def test_layers_stand_in_the_order_of_the_network():

@@ -224,7 +224,9 @@ def test_a_set_that_is_damaged_is_one_line_that_says_what_to_do(photos, damage):
     file.unlink()
   else:
     file.write_bytes(b"" if damage == "empty" else content[: len(content) // 2])
-  with pytest.raises(UsageError, match=r"photos.* is damaged \(.*\)\. Remove it, then") as error:
+  with pytest.raises(
+    UsageError, match=r"photos.* cannot be read \(.*\)\. If it is damaged"
+  ) as error:
     datasets.load("photos", "train", IMAGE, data_dir=str(folder))
   assert "\n" not in str(error.value)
 

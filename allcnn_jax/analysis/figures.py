@@ -44,8 +44,14 @@ FIGURES: dict[str, Callable[[subject.Request], Sheet]] = {
 
 # What NumPy and Pillow raise of a file that is none of ours, or not any more.
 _DAMAGED = (
-  *(ValueError, KeyError, EOFError, OSError, RuntimeError, SyntaxError),
-  *(zipfile.BadZipFile, zlib.error),
+  EOFError,
+  KeyError,
+  OSError,
+  RuntimeError,
+  SyntaxError,
+  ValueError,
+  zipfile.BadZipFile,
+  zlib.error,
 )
 # Which flags a figure takes; without a name, that of `inputs`.
 _TAKES: dict[str | None, tuple[str, ...]] = {

@@ -47,8 +47,8 @@ def report(workdir: epath.PathLike, output: epath.PathLike | None = None) -> lis
   drawn = [p for x in curves(runs) for p in figures.write(x, place / layout.FIGURES)]
   pictures = figures.written(place / layout.FIGURES, f"{layout.FIGURES}/")
   if not apart:
-    for folder in sorted(source.glob("*/figures")):
-      pictures += figures.written(folder, f"{folder.parent.name}/figures/")
+    for folder in sorted(source.glob(f"*/{layout.FIGURES}")):
+      pictures += figures.written(folder, f"{folder.parent.name}/{layout.FIGURES}/")
   for name, text in (
     (TABLE, markdown(made)),
     (records.REPORT, as_json(made)),

@@ -51,7 +51,7 @@ _GPUS = {
   "h200": _Gpu("NVIDIA H200", 151_397_597_184, 4.8e12),
 }
 _NODES = ("1", "2", "4", "8")
-_JAX_TAKES = 0.75  # of a GPU's memory, where XLA_CLIENT_MEM_FRACTION is not set
+_JAX_TAKES = 0.75  # of a GPU's memory, unless XLA_CLIENT_MEM_FRACTION is set where it runs
 
 # What XLA has to know of a GPU of NVIDIA's Hopper generation (`GpuTargetConfigProto`): what it
 # reports itself of an H100, as others have published it. An H200 has another memory and bandwidth.

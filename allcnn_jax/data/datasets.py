@@ -339,7 +339,7 @@ def _builder(name: str, data_dir: str) -> Any:
       tfds.builder_cls(name.partition("/")[0])
     return tfds.builder(name, data_dir=str(_place(data_dir)))
   except (json_format.ParseError, json.JSONDecodeError) as error:
-    raise _damaged(_place(data_dir) / name, name, data_dir, error) from None
+    raise _unreadable(_place(data_dir) / name, name, data_dir, error) from None
   except (tfds.core.DatasetNotFoundError, ValueError, AttributeError, OSError) as error:
     known = ["digits", *re.findall(r"- (\w+)", str(error))]
     raise UsageError(
@@ -379,10 +379,11 @@ def _command(name: str, data_dir: str) -> str:
   )
 
 
-def _damaged(folder: epath.PathLike, name: str, data_dir: str, error: Exception) -> UsageError:
+def _unreadable(folder: epath.PathLike, name: str, data_dir: str, error: Exception) -> UsageError:
   why = in_a_line(error)[:100]
   return UsageError(
-    f"{folder} is damaged ({why}). Remove it, then prepare it with: {_command(name, data_dir)}"
+    f"{folder} cannot be read ({why}). If it is damaged, remove it, then prepare it with: "
+    f"{_command(name, data_dir)}"
   )
 
 
@@ -425,7 +426,7 @@ def _tfds(name: str, split: str, data_dir: str) -> Dataset:
     except Exception as error:  # of many kinds
       if is_denied(error):
         raise
-      raise _damaged(builder.data_dir, name, data_dir, error) from None
+      raise _unreadable(builder.data_dir, name, data_dir, error) from None
   _check_labels(name, split, int(labels.min(initial=0)))
   with contextlib.suppress(OSError):  # without a cache the next start takes longer
     place.parent.mkdir(parents=True, exist_ok=True)
