@@ -82,6 +82,13 @@ def test_what_is_no_picture_is_one_line(strided, tmp_path):
       strided.photo(str(path))
 
 
+def test_a_photo_too_small_for_the_net_is_named(strided, tmp_path):
+  path = save(tmp_path / "tiny.png", "RGB", (3, 40))
+  unpadded = strided.trained._replace(net=model.create("all_cnn_c", 10))
+  with pytest.raises(UsageError, match=r"--input=.*tiny\.png: Images of 40x3 are too small"):
+    dataclasses.replace(strided, trained=unpadded).photo(path)
+
+
 def test_unwhitening_is_linear_and_adds_no_mean(strided):
   gradients = np.random.default_rng(0).normal(size=(2, 32, 32, 3)).astype(np.float32)
   np.testing.assert_allclose(

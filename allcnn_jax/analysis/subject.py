@@ -80,7 +80,11 @@ class Subject:
     return FromStream(functools.partial(streamed.central, self.stored[:2]))
 
   def photo(self, path: epath.PathLike) -> UInt8[np.ndarray, "1 h w c"]:
-    """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that."""
+    """A user's picture. Where whitening or a dense layer fixes a size, it is resized to that.
+
+    Raises:
+      UsageError: it is no picture, or too small for the network.
+    """
     image = _opened(path)
     if image.mode == "F":
       raise UsageError(f"--input={path}: its pixels are no integers.")
@@ -90,7 +94,12 @@ class Subject:
     if dense or isinstance(self.trained.preprocessor, preprocessing.Zca):
       image = image.resize((self.stored[1], self.stored[0]), Image.Resampling.BICUBIC)
     image.thumbnail((_LARGEST, _LARGEST))
-    return np.asarray(image, np.uint8).reshape(1, image.height, image.width, self.stored[2])
+    raw = np.asarray(image, np.uint8).reshape(1, image.height, image.width, self.stored[2])
+    try:
+      architectures.trace(self.net.table, (*self._cut(raw.shape), self.stored[2]))
+    except UsageError as error:
+      raise UsageError(f"--input={path}: {error}") from None
+    return raw
 
   def _cut(self, shape: tuple[int, ...]) -> tuple[int, int]:
     return self.trained.image[:2] if shape[1:3] == self.stored[:2] else shape[1:3]
