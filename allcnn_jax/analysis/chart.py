@@ -1,5 +1,6 @@
 """A chart before it is drawn: curves over epochs in panels, and the learning curves of any runs."""
 
+import collections
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -104,9 +105,12 @@ def learning(
 
 def said_of(groups: Sequence[Group]) -> str:
   """What a caption says of curves that are means over groups of runs."""
-  counts = ", ".join(f"{label}: {len(members)}" for label, members in groups)
-  if len(groups) > 1 and len({len(members) for _, members in groups}) == 1:
-    counts = f"{len(groups[0][1])} for each curve"
+  sizes = [(label, len(members)) for label, members in groups]
+  times = collections.Counter(n for _, n in sizes)
+  usual = next((n for n in times if 1 < len(sizes) < 2 * times[n]), None)
+  counts = ", ".join(f"{label}: {n}" for label, n in sizes if n != usual)
+  if usual:
+    counts = f"{usual} for each curve" + (f", but {counts}" if counts else "")
   return (
     "the mean over runs that differ in their seed, shaded by their standard deviation; runs that are "
     f"dead, have diverged or have not ended are left out where others are there. Runs: {counts}."
