@@ -126,11 +126,13 @@ def test_learning_curves_leave_dead_runs_out_where_others_are_there():
   assert chart.caption.endswith("left out where others are there. Runs: 1 for each curve.")
 
 
-def test_a_caption_counts_the_runs_of_most_curves_once():
+def test_a_caption_says_the_usual_number_of_runs_once():
   pair = [run(), run(seed=1)]
   groups = [("a", pair), ("b", pair), ("c", pair[:1])]
   assert chart_lib.said_of(groups).endswith("Runs: 2 for each curve, but c: 1.")
   assert chart_lib.said_of(groups[1:]).endswith("Runs: b: 2, c: 1.")
+  halves = [("z", [*pair, run(seed=2)]), *groups]
+  assert chart_lib.said_of(halves).endswith("Runs: 2 for each curve, but z: 3, c: 1.")
 
 
 def test_runs_without_measurements_are_refused_with_the_key(tmp_path):

@@ -107,7 +107,7 @@ def said_of(groups: Sequence[Group]) -> str:
   """What a caption says of curves that are means over groups of runs."""
   sizes = [(label, len(members)) for label, members in groups]
   times = collections.Counter(n for _, n in sizes)
-  usual = next((n for n in times if 1 < len(sizes) < 2 * times[n]), None)
+  usual = next((n for n in times if times[n] >= max(2, len(sizes) / 2)), None)
   counts = ", ".join(f"{label}: {n}" for label, n in sizes if n != usual)
   if usual:
     counts = f"{usual} for each curve" + (f", but {counts}" if counts else "")
